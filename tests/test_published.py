@@ -1,0 +1,106 @@
+"""The published figures: the file's integrity, and the arithmetic of printed numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vitbench import published
+from vitbench.published import Figure
+
+FIGURES = published.figures()
+SWIN_B = next(figure for figure in published.find(("swin_b",), (3, 224, 224)) if figure.flops_G == "15.4")
+
+
+def test_the_file_is_whole() -> None:
+    assert len(FIGURES) == 643
+    assert len({figure.variant for figure in FIGURES}) > 200
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.variant}-{figure.input}")
+def test_a_figure_is_well_formed(figure: Figure) -> None:
+    assert figure.family
+    assert figure.variant
+    assert figure.convention
+    assert figure.source
+    for printed in (figure.params_M, figure.flops_G, figure.top1):
+        assert not printed or float(printed) > 0
+    shape = figure.input_shape
+    assert shape is None or (len(shape) in (3, 4) and shape[0] == 3)
+    # Every figure with a count says what it counts, in words that the comparison understands.
+    known = (
+        "MACs",
+        "multiply-adds",
+        "FLOPs = 2",
+        "as ViViT",
+        "unclear",
+        "third-party",
+        "unknown",
+        "from T2T",
+        "not published",
+    )
+    assert figure.convention.startswith(known)
+
+
+@pytest.mark.parametrize(
+    ("params_M", "flops_G", "params_rounding", "macs_rounding"),
+    [("88", "15.4", 0.5e6, 0.05e9), ("28.288354", "4", 0.5, 0.5e9), ("5.7", "0.033", 0.05e6, 0.0005e9)],
+)
+def test_rounding_is_half_a_unit_of_the_last_place(
+    params_M: str, flops_G: str, params_rounding: float, macs_rounding: float
+) -> None:
+    figure = replace(SWIN_B, params_M=params_M, flops_G=flops_G)
+    assert figure.params_rounding == pytest.approx(params_rounding)
+    assert figure.macs_rounding == pytest.approx(macs_rounding)
+
+
+@pytest.mark.parametrize(
+    ("convention", "macs"),
+    [
+        ("MACs incl. attention matmuls", 15.4e9),
+        ("multiply-adds (the paper says so in words)", 15.4e9),
+        ("FLOPs = 2 per multiply-add", 7.7e9),
+        ("MACs WITHOUT attention matmuls", None),
+        ("MACs, counter misses part of the attention matmuls", None),
+        ("MACs incl. attention matmuls, summed over 3 spatial crops", None),
+        ("unclear: near 2 x MACs", None),
+        ("third-party counter", None),
+    ],
+)
+def test_a_figure_is_compared_in_its_own_convention(convention: str, macs: float | None) -> None:
+    assert replace(SWIN_B, convention=convention).macs == macs
+
+
+@pytest.mark.parametrize(
+    ("count", "agrees"), [(15.4e9, True), (15.554e9, True), (15.246e9, True), (15.56e9, False), (15.24e9, False)]
+)
+def test_macs_may_differ_by_one_per_cent(count: float, agrees: bool) -> None:
+    assert SWIN_B.agrees("macs", count) is agrees
+
+
+def test_parameters_may_differ_by_the_rounding_or_by_six_per_thousand() -> None:
+    assert SWIN_B.agrees("params", 87.5e6)
+    assert not SWIN_B.agrees("params", 87.4e6)
+    assert replace(SWIN_B, params_M="88.000").agrees("params", 88.5e6)
+    assert not replace(SWIN_B, params_M="88.000").agrees("params", 88.6e6)
+    assert replace(SWIN_B, params_M="").agrees("params", 88e6) is None
+
+
+def test_the_models_own_paper_is_shown_before_others() -> None:
+    found = published.find(("swin_b",), (3, 224, 224))
+    own = published.chosen(found, "macs", ("2103.14030", "microsoft/Swin-Transformer"))
+    assert own is not None
+    assert "2103.14030" in own.source
+    assert published.chosen((), "macs", ("2103.14030",)) is None
+    remembered = replace(SWIN_B, source="paper, from memory: Swin (arXiv 2103.14030)")
+    assert published.chosen((remembered, replace(SWIN_B, source="a blog")), "macs", ("2103.14030",)) != remembered
+
+
+def test_beside_gives_relative_differences_and_the_reason() -> None:
+    found = published.beside(("vit_l16",), ("2010.11929",), (3, 224, 224), params=304_326_632, macs=61_554_712_576)
+    assert found.published_params == 307e6
+    assert found.params_difference == pytest.approx(304_326_632 / 307e6 - 1)
+    assert "ViT-L/32" in found.published_reason
+    nothing = published.beside(("vit_l16",), ("2010.11929",), (3, 9, 9), params=1, macs=1)
+    assert nothing.published_params is nothing.macs_difference is None

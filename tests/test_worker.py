@@ -1,0 +1,39 @@
+"""Work in processes of its own: order, crashes, time limits."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from vitbench import worker
+
+
+def work(task: int) -> str:
+    if task == 1:
+        os._exit(7)
+    if task == 2:
+        time.sleep(60)
+    if task == 3:
+        time.sleep(0.5)
+    return f"{task} in {os.getpid()}"
+
+
+def failed(task: int, status: str, reason: str) -> str:
+    return f"{task} {status}: {reason}"
+
+
+def test_results_come_in_order_and_a_crash_costs_one() -> None:
+    found = list(worker.each(work, [0, 1, 2, 3, 4], workers=2, timeout_s=5, failed=failed))
+    assert found[0].startswith("0 in ")
+    assert found[1] == "1 crashed: its process ended with exit code 7"
+    assert found[2] == "2 timeout: took more than 5 s"
+    assert [result[0] for result in found] == ["0", "1", "2", "3", "4"]
+    assert not any(str(os.getpid()) in result for result in found)
+
+
+def test_a_reader_that_stops_early_leaves_no_process_behind() -> None:
+    reader = worker.each(work, [0, 2, 2, 2], workers=2, timeout_s=60, failed=failed)
+    start = time.monotonic()
+    next(reader)
+    reader.close()
+    assert time.monotonic() - start < 30

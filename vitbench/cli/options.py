@@ -1,0 +1,155 @@
+"""Options and rendering that two commands or more share."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from vitbench import catalog, results
+from vitbench.errors import CannotWrite
+from vitbench.records import Table
+from vitbench.reports import REPORTS, SUFFIXES
+
+T = TypeVar("T")
+
+
+class Format(StrEnum):
+    """The reports on the shelf (a test holds the two equal)."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+
+
+def complete_model(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Gives the names of the catalog that begin with what was typed, each with its paper."""
+    for row in catalog.VARIANTS.values():
+        if row.name.startswith(incomplete):
+            yield row.name, row.paper.title
+
+
+def complete_family(incomplete: str) -> Iterator[str]:
+    """Gives the families that begin with what was typed."""
+    return (family for family in catalog.families() if family.startswith(incomplete))
+
+
+class Extents(tuple[int, ...]):
+    """A size or a shape as the user types it: whole numbers above zero with x between them."""
+
+    __slots__ = ()
+
+
+def parse_size(text: str) -> Extents:
+    """Reads "384" or "384x512" (height x width)."""
+    extents = parse_shape(text)
+    if len(extents) > 2:
+        raise typer.BadParameter(f"{text!r} is not a size such as 384 or 384x512 (height x width).")
+    return Extents((extents[0], extents[-1]))
+
+
+def parse_shape(text: str) -> Extents:
+    """Reads "3x224x224"."""
+    parts = text.lower().split("x")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is not whole numbers above zero with x between them, such as 224 or 3x224x224."
+        )
+    return Extents(int(part) for part in parts)
+
+
+FormatOption = Annotated[
+    Format | None,
+    typer.Option("--format", "-f", help="How to write it; by default as the output file's ending says, else a table."),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.", dir_okay=True)
+]
+FamilyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--family", help="All models of a family, such as swin; may be repeated.", autocompletion=complete_family
+    ),
+]
+
+
+def chosen_format(wanted: Format | None, output: Path | None) -> str:
+    """Gives the format asked for, or the one that the output's name asks for."""
+    if wanted is not None:
+        return wanted.value
+    return SUFFIXES.get(output.suffix.lower(), "table") if output else "table"
+
+
+def emit(table: Table, wanted: Format | None, output: Path | None) -> None:
+    """Writes a table to its file, or to standard output; if the file cannot be written, the rows are not lost.
+
+    Raises:
+        CannotWrite: the file or standard output cannot be written.
+    """
+    name = chosen_format(wanted, output)
+    render = REPORTS.load(name).render
+    if output is not None:
+        text = render(table)
+        try:
+            results.write(output, text)
+        except CannotWrite:
+            _print(text)
+            raise
+        status(f"Wrote {len(table.rows)} {'row' if len(table.rows) == 1 else 'rows'} to {output}.")
+    elif name == "table" and sys.stdout.isatty():
+        _print(render(table, width=shutil.get_terminal_size().columns, color=not _no_color()))
+    else:
+        _print(render(table))
+
+
+def status(text: str) -> None:
+    """Says something to a person, on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(text)
+
+
+def progress(rows: Iterable[T], total: int, doing: str) -> Iterator[T]:
+    """Passes rows on, with a progress bar on standard error where that is a terminal and there is more than one to wait for."""
+    console = Console(stderr=True)
+    if total < 2 or not console.is_terminal:
+        yield from rows
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    shown = (
+        TextColumn(doing),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*shown, console=console, transient=True) as bar:
+        yield from bar.track(rows, total=total)
+
+
+def _no_color() -> bool:
+    return Console().no_color
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # the reader has had enough: Typer ends quietly
+    except OSError as error:
+        raise CannotWrite(f"Cannot write to standard output: {error.strerror}.") from error

@@ -1,0 +1,60 @@
+"""Every error a user can meet, drawn as a tree.
+
+The text of each is for the user: one sentence that names what was wrong, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VitbenchError(Exception):
+    """The root of the tree; the command line prints its text and exits with 2."""
+
+
+class UnknownName(VitbenchError):
+    """A name that is on no list, with the names that come near it."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind = kind
+        self.name = name
+        self.near = tuple(get_close_matches(name.lower(), sorted(set(known)), n=4, cutoff=0.6))
+        text = f"There is no {kind} named {name!r}."
+        if self.near:
+            text += f" Did you mean {' or '.join(self.near)}?"
+        elif hint:
+            text += f" {hint}"
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between processes; the constructor's arguments are not those that Exception keeps.
+        return _unpickle, (type(self), str(self), dict(self.__dict__))
+
+
+class BadInput(VitbenchError):
+    """An option, a file or a model's argument that cannot be used, and what was expected."""
+
+
+class NotSupported(VitbenchError):
+    """Something that a model does not have, why, and what to try instead."""
+
+
+class CannotWrite(VitbenchError):
+    """A file or folder that cannot be written."""
+
+
+def _unpickle(kind: type[VitbenchError], text: str, state: dict[str, object]) -> VitbenchError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    error.__dict__.update(state)
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """Gives the first line of an error's text, with its kind: enough for a status note."""
+    text = str(error).strip()
+    first = text.splitlines()[0].strip() if text else ""
+    if isinstance(error, VitbenchError):
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

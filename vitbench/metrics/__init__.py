@@ -1,0 +1,10 @@
+"""Shelf of metrics: one number-giver, one file, with a record and `measure()`."""
+
+from vitbench.registry import Entry, Shelf
+
+METRICS = Shelf(
+    "metric",
+    Entry(
+        "flops", "vitbench.metrics.flops", "parameters, multiply-accumulates, FLOPs and activations of a forward pass"
+    ),
+)

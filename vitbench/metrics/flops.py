@@ -1,0 +1,155 @@
+"""Parameters, multiply-accumulates, FLOPs and activations of a forward pass.
+
+FLOPs here are always 2 x MACs: a multiply-accumulate is one multiplication and one addition. Many papers print MACs under the
+name FLOPs; nothing here does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from vitbench import counting
+from vitbench.records import column
+
+FLOPS_PER_MAC = 2
+
+By = Literal["module", "operator"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One line of a breakdown; the lines sum to the whole."""
+
+    part: str = column("Part", meaning="path of a module, empty for the model itself, or name of an operator")
+    params: int | None = column("Params", better="equal", meaning="parameters of the module; empty for operators")
+    macs: int = column("MACs", better="equal", meaning="multiply-accumulates")
+    flops: int = column("FLOPs = 2 x MACs", better="equal", meaning="2 x macs")
+    activations: int = column("Activations", better="equal", meaning="elements written by products and convolutions")
+    uncounted_elements: int = column("Not counted", better="equal", meaning="elements written by all other operators")
+    share: float = column("Share", meaning="part of the model's macs, 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """What one forward pass of a model costs, on any machine.
+
+    Left out of `macs`, and listed in `uncounted`: everything that is no matrix product, convolution or attention, such as
+    normalisation, softmax, activation functions, additions, pooling and copies.
+    """
+
+    params: int = column("Params", better="equal", meaning="parameters, each counted once however often it is used")
+    params_trainable: int = column("Trainable", better="equal", meaning="parameters that require a gradient")
+    macs: int = column(
+        "MACs", better="equal", meaning="multiply-accumulates of matrix products, convolutions and attention, per batch"
+    )
+    flops: int = column("FLOPs = 2 x MACs", better="equal", meaning="2 x macs")
+    activations: int | None = column(
+        "Activations",
+        better="equal",
+        meaning="elements written by matrix products, convolutions and attention's two products, as fvcore defines them",
+    )
+    uncounted_elements: int | None = column(
+        "Not counted", better="equal", meaning="elements written by operators that macs leaves out"
+    )
+    uncounted: Mapping[str, int] | None = column("Not counted, by operator", meaning="uncounted_elements, by operator")
+    tally: counting.Tally = field(default_factory=dict, repr=False)
+    module_params: Mapping[str, int] = field(default_factory=dict, repr=False)
+
+    def breakdown(self, by: By, depth: int | None = None) -> list[Part]:
+        """Takes the counts apart; the parts sum exactly to the whole.
+
+        Args:
+            by: "module" or "operator".
+            depth: of modules: how many names of a path are kept; None keeps all.
+        """
+        if by == "operator":
+            costs = counting.by_operator(self.tally)
+            return [self._part(name, cost, None) for name, cost in costs.items()]
+        costs = counting.by_module(self.tally, depth)
+        params: dict[str, int] = {}
+        for path, count in self.module_params.items():
+            short = counting.cut(path, depth)
+            params[short] = params.get(short, 0) + count
+        # Modules in the order in which data meets them; those that hold parameters and never ran come last.
+        names = dict.fromkeys([*costs, *params])
+        return [self._part(name, costs.get(name, counting.Cost()), params.get(name, 0)) for name in names]
+
+    def _part(self, name: str, cost: counting.Cost, params: int | None) -> Part:
+        return Part(
+            part=name,
+            params=params,
+            macs=cost.macs,
+            flops=FLOPS_PER_MAC * cost.macs,
+            activations=cost.activations,
+            uncounted_elements=cost.uncounted,
+            share=cost.macs / self.macs if self.macs else 0.0,
+        )
+
+
+def count_flops(model: nn.Module, input_shape: Sequence[int], *, batch_size: int = 1) -> Flops:
+    """Counts a model's parameters and the operators of one forward pass, without running it.
+
+    The pass goes through torch's meta device: no memory is used, and the model is left as it was.
+
+    Args:
+        model: any module that takes one tensor, on any device.
+        input_shape: without the batch: (channels, height, width) or (channels, frames, height, width).
+        batch_size: inputs per pass; `macs` and `activations` are of the whole batch.
+
+    Returns:
+        The same record that `vitbench flops` prints.
+
+    Raises:
+        Exception: whatever the model raises when it cannot take that input.
+    """
+    params = list(model.parameters())
+    tally = counting.tally(model, input_shape, batch_size)
+    total = counting.total(tally)
+    return Flops(
+        params=sum(parameter.numel() for parameter in params),
+        params_trainable=sum(parameter.numel() for parameter in params if parameter.requires_grad),
+        macs=total.macs,
+        flops=FLOPS_PER_MAC * total.macs,
+        activations=total.activations,
+        uncounted_elements=total.uncounted,
+        uncounted={name: cost.uncounted for name, cost in counting.by_operator(tally).items() if cost.uncounted},
+        tally=tally,
+        module_params=_module_params(model),
+    )
+
+
+measure = count_flops
+
+
+def count_flops_with_fvcore(model: nn.Module, input_shape: Sequence[int], *, batch_size: int = 1) -> Flops:
+    """Counts the same multiply-accumulates with the second, independent counter: fvcore, which traces the model.
+
+    fvcore has no account of what it leaves out by elements, and of activations only one that a fused attention hides, so
+    these are None. Arguments and errors are as in `count_flops`.
+    """
+    from vitbench import tracing
+
+    traced = tracing.trace(model, input_shape, batch_size)
+    params = list(model.parameters())
+    return Flops(
+        params=sum(parameter.numel() for parameter in params),
+        params_trainable=sum(parameter.numel() for parameter in params if parameter.requires_grad),
+        macs=traced.macs,
+        flops=FLOPS_PER_MAC * traced.macs,
+        activations=None,
+        uncounted_elements=None,
+        uncounted=None,
+    )
+
+
+def _module_params(model: nn.Module) -> dict[str, int]:
+    """Gives the parameters that each module holds itself; shared ones stand under the first module that has them."""
+    result: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        path = name.rpartition(".")[0]
+        result[path] = result.get(path, 0) + parameter.numel()
+    return result

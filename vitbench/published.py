@@ -1,0 +1,186 @@
+"""The papers' own numbers, each with its source and its convention (`published.csv`).
+
+A figure is kept as the text that was printed, so that its rounding is known: "4.5" may be anything from 4.45 to 4.55.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from vitbench.records import column
+
+# A right count may differ from a printed one by these, or by the printed one's rounding where that is more.
+MACS_TOLERANCE = 0.01
+PARAMS_TOLERANCE = 0.006
+
+Quantity = Literal["params", "macs"]
+
+_GIGA = 10**9
+_MEGA = 10**6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One line of a published table.
+
+    Attributes:
+        variant: id of the model, equal across sources.
+        input: "3x224x224"; clips are channels x frames x height x width.
+        params_M, flops_G: as printed, in millions and in units of 1e9; empty where the source gives none.
+        convention: what flops_G counts, with the evidence.
+        reason: why a right count differs from this figure by more than the tolerance; empty where it does not.
+    """
+
+    family: str
+    paper_name: str
+    variant: str
+    input: str
+    params_M: str
+    flops_G: str
+    convention: str
+    views: str
+    top1: str
+    data: str
+    throughput: str
+    throughput_device: str
+    source: str
+    notes: str
+    reason: str
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """The input as numbers, or None where it is no image or clip (text, tokens)."""
+        extents = self.input.split("x")
+        return tuple(int(extent) for extent in extents) if all(extent.isdigit() for extent in extents) else None
+
+    @property
+    def params(self) -> float | None:
+        """Published parameters."""
+        return float(self.params_M) * _MEGA if self.params_M else None
+
+    @property
+    def params_rounding(self) -> float:
+        """Half a unit of the last printed place of the parameters."""
+        return _half_unit(self.params_M) * _MEGA
+
+    @property
+    def macs(self) -> float | None:
+        """Published multiply-accumulates with attention; None where the source counts something else.
+
+        Figures that count two for each multiply-accumulate are halved.
+        """
+        return float(self.flops_G) * _GIGA / self._per_mac if self.flops_G and self._per_mac else None
+
+    @property
+    def macs_rounding(self) -> float:
+        """Half a unit of the last printed place of the multiply-accumulates."""
+        return _half_unit(self.flops_G) * _GIGA / (self._per_mac or 1)
+
+    def agrees(self, quantity: Quantity, count: float) -> bool | None:
+        """Tells whether a count agrees with this figure; None where the source does not give that quantity."""
+        printed: float | None = getattr(self, quantity)
+        if printed is None:
+            return None
+        tolerance = MACS_TOLERANCE if quantity == "macs" else PARAMS_TOLERANCE
+        rounding: float = getattr(self, f"{quantity}_rounding")
+        # A trifle for the arithmetic of the bound itself: 4.55 printed as 4.5 is at the edge, not outside.
+        return abs(count - printed) <= max(tolerance * printed, rounding) * (1 + 1e-9)
+
+    @property
+    def _per_mac(self) -> int:
+        # 0: not a count of every multiply-accumulate.
+        if self.convention.startswith("FLOPs = 2"):
+            return 2
+        if "WITHOUT" in self.convention or "misses" in self.convention or "summed over" in self.convention:
+            return 0
+        return 1 if self.convention.startswith(("MACs", "multiply-adds")) else 0
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether the figure was noted without the source at hand."""
+        return "from memory" in self.source
+
+
+def _half_unit(printed: str) -> float:
+    decimals = len(printed.partition(".")[2])
+    return 0.5 * 10.0**-decimals
+
+
+@cache
+def figures() -> tuple[Figure, ...]:
+    """Gives every published figure, in the order of the file."""
+    with (files("vitbench") / "published.csv").open(encoding="utf-8") as file:
+        return tuple(Figure(**row) for row in csv.DictReader(file))
+
+
+def find(ids: tuple[str, ...], input_shape: tuple[int, ...] | None = None) -> tuple[Figure, ...]:
+    """Gives the figures of a model, by its published ids, of one input or of all."""
+    return tuple(
+        figure
+        for figure in figures()
+        if figure.variant in ids and (input_shape is None or figure.input_shape == input_shape)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """The published figures beside ours."""
+
+    published_params: float | None = column("Published", meaning="published parameters of this model at this input")
+    params_difference: float | None = column("Difference", meaning="params over published_params, minus 1")
+    published_macs: float | None = column(
+        "Published", meaning="published multiply-accumulates of one input; halved where the source counts two for each"
+    )
+    macs_difference: float | None = column("Difference", meaning="macs of one input over published_macs, minus 1")
+    published_source: str = column("Source", meaning="where the published figures stand")
+    published_reason: str = column("Reason", meaning="why a right count differs from them by more than the tolerance")
+
+
+def beside(
+    ids: tuple[str, ...], paper: Sequence[str], input_shape: tuple[int, ...], *, params: int, macs: int | None
+) -> Beside:
+    """Puts the published figures of one model at one input beside our counts.
+
+    Args:
+        ids: the model's published ids.
+        paper: how sources name the model's own paper and repository, best first.
+        input_shape: without the batch.
+        params: our count.
+        macs: our count for one input.
+    """
+    found = find(ids, input_shape)
+    for_params = chosen(found, "params", paper)
+    for_macs = chosen(found, "macs", paper)
+    used = [figure for figure in (for_params, for_macs) if figure is not None]
+    printed_params = for_params.params if for_params else None
+    printed_macs = for_macs.macs if for_macs else None
+    return Beside(
+        published_params=printed_params,
+        params_difference=params / printed_params - 1 if printed_params else None,
+        published_macs=printed_macs,
+        macs_difference=macs / printed_macs - 1 if printed_macs and macs is not None else None,
+        published_source="; ".join(dict.fromkeys(figure.source for figure in used)),
+        published_reason=" ".join(dict.fromkeys(figure.reason for figure in used if figure.reason)),
+    )
+
+
+def chosen(found: tuple[Figure, ...], quantity: Quantity | Literal["top1"], paper: Sequence[str]) -> Figure | None:
+    """Chooses the one figure to show: the model's own paper before its repository before others, memory last.
+
+    Args:
+        found: figures of one model at one input.
+        quantity: figures that lack it are passed over.
+        paper: how sources name the model's own paper and repository, best first.
+    """
+
+    def rank(figure: Figure) -> tuple[bool, int]:
+        own = [place for place, name in enumerate(paper) if name and name in figure.source]
+        return figure.from_memory, min(own, default=len(paper))
+
+    having = [figure for figure in found if getattr(figure, quantity) not in (None, "")]
+    return min(having, key=rank, default=None)

@@ -1,0 +1,82 @@
+"""A table for people, in the terminal."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from vitbench.records import Table
+from vitbench.units import printable
+
+# Where there is no terminal there is no width to fit into, and folded cells would help nobody.
+_UNBOUNDED = 10_000
+# A folded column narrower than this is no text any more.
+_NARROWEST = 24
+
+
+def render(table: Table, *, width: int | None = None, color: bool = False) -> str:
+    """Gives a table as text, with its notes below; in a terminal too narrow for it, a block of lines for each row.
+
+    Args:
+        table: what to show.
+        width: characters a line; None for as many as the table needs.
+        color: whether to write terminal styles.
+    """
+    file = StringIO()
+    console = Console(
+        file=file,
+        width=width or _UNBOUNDED,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        legacy_windows=False,
+    )
+    if table.columns:
+        grid = _grid(table)
+        fits = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), grid).minimum <= console.width
+        for block in [grid] if fits else _blocks(table):
+            console.print(block)
+    for note in table.notes:
+        console.print(Text(printable(note), style="dim"), soft_wrap=width is None)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def _grid(table: Table) -> RichTable:
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    cells: list[list[Text]] = []
+    for column in table.columns:
+        # Text, not markup: a model's name or error may hold square brackets.
+        texts = [Text(printable(column.text(row))) for row in table.rows]
+        needed = max(
+            (cell_len(line) for text in (column.heading, *map(str, texts)) for line in text.splitlines()), default=0
+        )
+        grid.add_column(
+            column.heading,
+            justify="right" if column.numeric else "left",
+            min_width=min(needed, _NARROWEST) if column.folds else needed,
+            overflow="fold",
+        )
+        cells.append(texts)
+    for row_cells in zip(*cells, strict=True):
+        grid.add_row(*row_cells)
+    return grid
+
+
+def _blocks(table: Table) -> list[RenderableType]:
+    name, *others = table.columns
+    blocks: list[RenderableType] = []
+    for row in table.rows:
+        lines = RichTable.grid(padding=(0, 2, 0, 0))
+        for column in others:
+            text = column.text(row)
+            if text:
+                lines.add_row(Text(" ".join(column.heading.split())), Text(printable(text)))
+        blocks += [Text(printable(name.text(row)), style="bold"), Padding(lines, (0, 0, 1, 2))]
+    return blocks

@@ -1,0 +1,31 @@
+"""Comma-separated values: one header, base units, an empty cell where there is no value."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from io import StringIO
+from typing import Any
+
+from vitbench.records import Table
+from vitbench.units import size
+
+
+def render(table: Table) -> str:
+    """Gives the rows of a table as CSV; the header is the union of their columns, in the order of first appearance."""
+    names = list(dict.fromkeys(name for row in table.rows for name in row))
+    file = StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(row.get(name)) for name in names] for row in table.rows)
+    return file.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return size(value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)

@@ -1,0 +1,49 @@
+"""Numbers become text here, and nowhere else.
+
+Records hold base values; the last part of a name is its unit. Counts get decimal prefixes (k, M, G, T).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def count(value: float, digits: int = 4) -> str:
+    """Gives a count with a decimal prefix, to `digits` significant digits: 15 466 143 744 is "15.47 G"."""
+    for size, prefix in _DECIMAL:
+        # The bound is lowered by half a unit in the last place, so that 999 999 reads "1.000 M" and not "1000 k".
+        if abs(value) >= size * (1 - 0.5 * 10.0**-digits):
+            return f"{value / size:#.{digits}g} {prefix}"
+    return f"{value:g}" if value != int(value) else f"{int(value)}"
+
+
+def printable(text: str) -> str:
+    """Gives a text without control characters, which could move a terminal's cursor or worse; line ends stay."""
+    return "".join(sign for sign in text if sign == "\n" or unicodedata.category(sign) != "Cc")
+
+
+def percent(ratio: float) -> str:
+    """Gives a signed relative difference: 0.0027 is "+0.27 %"."""
+    if abs(ratio) < 0.00005:
+        return "0 %"
+    return f"{ratio * 100:+.2f} %" if abs(ratio) < 0.1 else f"{ratio * 100:+.0f} %"
+
+
+def size(shape: tuple[int, ...]) -> str:
+    """Gives a shape as the papers write it: (3, 224, 224) is "3x224x224"."""
+    return "x".join(str(extent) for extent in shape)
+
+
+def printed(value: float) -> str:
+    """Gives a published count with no more digits than it has: 88e6 is "88 M"."""
+    for bound, prefix in _DECIMAL:
+        if value >= bound:
+            return f"{value / bound:.6g} {prefix}"
+    return f"{value:.6g}"
+
+
+def exact(value: int) -> str:
+    """Gives a count to the last digit: "15,430,946,816"."""
+    return f"{value:,}"
