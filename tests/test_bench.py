@@ -21,11 +21,15 @@ def test_a_factorys_address_is_no_glob() -> None:
 
 
 def test_timms_models_leave_out_the_native_ones() -> None:
-    names = bench.select([], timm_glob="*")
-    assert len(names) > 1300
+    from vitbench import models
+
+    models.register()
+    names = bench.select_timm("*")
+    assert len(names) > 1360
+    assert "resnet50" in names
     assert "cct_2_3x2_32" not in names
     with pytest.raises(BadInput, match="No model of timm matches"):
-        bench.select([], timm_glob="zzz*")
+        bench.select_timm("zzz*")
 
 
 def test_a_forward_pass_that_raises_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +61,22 @@ def test_every_row_carries_the_environment_and_the_published_figures() -> None:
     assert row.environment is not None
     assert row.findings["published"].published_macs == 47e9
     assert row.note == "at this size it is swin_b_384 (window 12)"
+
+
+def test_timms_model_is_meant_where_the_catalogs_is_another() -> None:
+    """timm's efficientnet_l2 has PyTorch's padding; the catalog's has TensorFlow's, with which the weights were trained."""
+    ours = bench.count_one(bench.Request(name="efficientnet_l2"))
+    theirs = bench.count_one(bench.Request(name="efficientnet_l2", of_timm=True))
+    assert "published" in ours.findings
+    assert "published" not in theirs.findings
+    # TensorFlow's pads unevenly, before the convolution.
+    assert "constant_pad_nd" in ours.findings["flops"].uncounted
+    assert "constant_pad_nd" not in theirs.findings["flops"].uncounted
+    assert "published" in bench.count_one(bench.Request(name="resnet50", of_timm=True)).findings
+
+
+def test_a_model_whose_own_size_its_patches_do_not_tile_is_counted_as_it_is() -> None:
+    """SigLIP SO400M at 384 px has 27 x 27 patches of 14 pixels: the last 6 rows and columns are left out by design."""
+    row = bench.count_one(bench.Request(name="vit_so400m_patch14_siglip_384", of_timm=True))
+    assert row.status == "ok"
+    assert row.findings["flops"].activations > 27 * 27 * 1152

@@ -28,6 +28,7 @@ class Request:
     Attributes:
         name: a catalog name, a timm name, or `package.module:factory`.
         img_size, num_frames, input_shape: as `build.plan` takes them.
+        of_timm: whether timm's own model of that name is meant, where the catalog's is another.
         batch_size: inputs per forward pass.
         counter: our dispatch counter, fvcore, or both side by side.
     """
@@ -36,6 +37,7 @@ class Request:
     img_size: tuple[int, int] | None = None
     num_frames: int | None = None
     input_shape: tuple[int, ...] | None = None
+    of_timm: bool = False
     batch_size: int = 1
     counter: Counter = "dispatch"
 
@@ -50,15 +52,13 @@ class CrossCount:
     macs_disagreement: int = column("Disagree", better="equal", meaning="macs minus macs_fvcore")
 
 
-def select(
-    patterns: Sequence[str], *, families: Sequence[str] = (), everything: bool = False, timm_glob: str | None = None
-) -> list[str]:
-    """Gives the names that patterns, families and globs stand for, each once, in the order asked.
+def select(patterns: Sequence[str], *, families: Sequence[str] = (), everything: bool = False) -> list[str]:
+    """Gives the names that patterns and families stand for, each once, in the order asked.
 
     A name without `*`, `?` or `[` is taken as it is: whether there is such a model is found when it is built.
 
     Raises:
-        BadInput: nothing was asked for, or a glob matches nothing.
+        BadInput: a glob matches nothing.
         UnknownName: there is no such family.
     """
     names: list[str] = []
@@ -76,17 +76,22 @@ def select(
         names += [row.name for row in catalog.of_family(family)]
     if everything:
         names += list(catalog.VARIANTS)
-    if timm_glob is not None:
-        import timm
-
-        # A native model is registered with timm, but it is in our catalog and not timm's.
-        found = [name for name in timm.list_models(timm_glob) if name not in catalog.VARIANTS]
-        if not found:
-            raise BadInput(f"No model of timm matches {timm_glob!r}.")
-        names += found
-    if not names:
-        raise BadInput("Name at least one model, or use --family, --all or --timm; `vitbench list` shows the catalog.")
     return list(dict.fromkeys(names))
+
+
+def select_timm(glob: str) -> list[str]:
+    """Gives timm's own models whose name fits a glob.
+
+    Raises:
+        BadInput: the glob matches nothing.
+    """
+    import timm
+
+    # Native models are registered with timm, but they are not timm's.
+    found = [name for name in timm.list_models(glob) if timm.model_entrypoint(name).__module__.startswith("timm.")]
+    if not found:
+        raise BadInput(f"No model of timm matches {glob!r}.")
+    return found
 
 
 def count(requests: Sequence[Request]) -> Iterator[Row]:
@@ -112,7 +117,11 @@ def count_one(request: Request) -> Row:
     shape = request.input_shape or ()
     try:
         plan = build.plan(
-            request.name, img_size=request.img_size, num_frames=request.num_frames, input_shape=request.input_shape
+            request.name,
+            img_size=request.img_size,
+            num_frames=request.num_frames,
+            input_shape=request.input_shape,
+            of_timm=request.of_timm,
         )
         shape = plan.input_shape or shape
         model = plan.build("meta")

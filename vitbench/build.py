@@ -34,12 +34,14 @@ class Plan:
         variant: its row of the catalog, if it has one: of the size asked for, which may be another row than the name's.
         input_shape: without the batch; None for a factory whose input nobody stated.
         options: keyword arguments for the entry point or factory.
+        resized: whether another size was asked for than the model's own.
     """
 
     name: str
     variant: catalog.Variant | None
     input_shape: tuple[int, ...] | None
     options: Mapping[str, Any]
+    resized: bool = False
     _make: Callable[..., Any]
 
     def build(self, device: str | torch.device = "cpu", *, pretrained: bool = False) -> nn.Module:
@@ -63,7 +65,7 @@ class Plan:
             raise BadInput(f"{self.name} cannot be built{self._said()}: {one_line(error)}.") from error
         if not isinstance(model, nn.Module):
             raise BadInput(f"{self.name} gave a {type(model).__name__}, not a torch.nn.Module.")
-        if self.input_shape is not None:
+        if self.resized and self.input_shape is not None:
             _check_tiling(self.name, model, self.input_shape)
         return model if target.type == "meta" else model.to(target)
 
@@ -91,6 +93,7 @@ def plan(
     num_frames: int | None = None,
     num_classes: int | None = None,
     input_shape: tuple[int, ...] | None = None,
+    of_timm: bool = False,
     **model_kwargs: Any,
 ) -> Plan:
     """Turns a name into a plan: what to call, with which arguments, for which input.
@@ -102,6 +105,7 @@ def plan(
         num_frames: frames of a clip, for video models.
         num_classes: classes; by default those of the official variant.
         input_shape: the input of a factory's model, without the batch.
+        of_timm: take timm's entry point of that name, also where the catalog's row of that name is another model.
         model_kwargs: passed on to the entry point or factory.
 
     Raises:
@@ -121,7 +125,10 @@ def plan(
         )
     if ":" in name:
         return _plan_factory(name, size, num_frames, num_classes, input_shape, model_kwargs)
-    return _plan_timm(name, size, num_frames, num_classes, input_shape, model_kwargs)
+    row = catalog.VARIANTS.get(name)
+    if of_timm and row is not None and row.timm_name.partition(".")[0] != name:
+        row = None
+    return _plan_timm(name, row, size, num_frames, num_classes, input_shape, model_kwargs)
 
 
 def _plan_factory(
@@ -141,13 +148,13 @@ def _plan_factory(
 
 def _plan_timm(
     name: str,
+    row: catalog.Variant | None,
     size: tuple[int, int] | None,
     num_frames: int | None,
     num_classes: int | None,
     input_shape: tuple[int, ...] | None,
     model_kwargs: Mapping[str, Any],
 ) -> Plan:
-    row = catalog.VARIANTS.get(name)
     if row is None and not timm.is_model(name):
         raise UnknownName("model", name, [*catalog.VARIANTS, *timm.list_models()], hint="`vitbench list` shows all.")
     timm_name = row.timm_name if row else name
@@ -179,7 +186,14 @@ def _plan_timm(
     def make(**arguments: Any) -> Any:
         return timm.create_model(timm_name, **arguments)
 
-    return Plan(name=name, variant=row, input_shape=tuple(shape), options=options | dict(model_kwargs), _make=make)
+    return Plan(
+        name=name,
+        variant=row,
+        input_shape=tuple(shape),
+        options=options | dict(model_kwargs),
+        resized=shape[-2:] != own[-2:],
+        _make=make,
+    )
 
 
 def _cfg(timm_name: str) -> Mapping[str, Any]:

@@ -100,17 +100,22 @@ def flops(
         raise BadInput("--by needs our own counter: use --counter dispatch or both.")
     if output is not None:
         results.check_writable(output)
-    names = bench.select(models or (), families=family or (), everything=all, timm_glob=timm)
+    names = dict.fromkeys(bench.select(models or (), families=family or (), everything=all), False)
+    for name in bench.select_timm(timm) if timm is not None else ():
+        names.setdefault(name, True)
+    if not names:
+        raise BadInput("Name at least one model, or use --family, --all or --timm; `vitbench list` shows the catalog.")
     requests = [
         bench.Request(
             name=name,
+            of_timm=of_timm,
             img_size=(img_size[0], img_size[1]) if img_size else None,
             num_frames=num_frames,
             input_shape=input,
             batch_size=batch_size,
             counter=counter.value,
         )
-        for name in names
+        for name, of_timm in names.items()
     ]
     rows: list[Row] = []
     try:
