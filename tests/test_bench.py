@@ -64,7 +64,7 @@ def test_every_row_carries_the_environment_and_the_published_figures() -> None:
 
 
 def test_timms_model_is_meant_where_the_catalogs_is_another() -> None:
-    """timm's efficientnet_l2 has PyTorch's padding; the catalog's has TensorFlow's, with which the weights were trained."""
+    """The efficientnet_l2 of timm has PyTorch's padding; the catalog's has TensorFlow's, with which the weights were trained."""
     ours = bench.count_one(bench.Request(name="efficientnet_l2"))
     theirs = bench.count_one(bench.Request(name="efficientnet_l2", of_timm=True))
     assert "published" in ours.findings
