@@ -73,7 +73,7 @@ def show(
         ),
         Column(
             heading="Printed",
-            text=lambda row: f"{row['figure_flops_G']} G" if row["figure_flops_G"] else "",
+            text=lambda row: f"{row['figure_printed_G']} G" if row["figure_printed_G"] else "",
             numeric=True,
         ),
         Column(heading="which is", text=lambda row: _meaning(row)),
@@ -112,7 +112,7 @@ def _figure(figure: published.Figure) -> dict[str, Any]:
         "figure_paper_name": figure.paper_name,
         "figure_input": figure.input,
         "figure_params_M": figure.params_M,
-        "figure_flops_G": figure.flops_G,
+        "figure_printed_G": figure.flops_G,
         "figure_convention": figure.convention,
         "figure_macs": figure.macs,
         "figure_top1": figure.top1,
@@ -126,11 +126,11 @@ def _figure(figure: published.Figure) -> dict[str, Any]:
 
 
 def _meaning(row: Mapping[str, Any]) -> str:
-    if not row["figure_flops_G"]:
+    if not row["figure_printed_G"]:
         return ""
     if row["figure_macs"] is None:
         return "not all MACs"
-    return "MACs" if abs(row["figure_macs"] - float(row["figure_flops_G"]) * 1e9) < 1 else "2 x MACs"
+    return "MACs" if abs(row["figure_macs"] - float(row["figure_printed_G"]) * 1e9) < 1 else "2 x MACs"
 
 
 def _sentences(
