@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -159,7 +160,7 @@ def test_a_position_table_is_resampled_only_when_another_size_is_asked_for(
         tiny(weights=path)
 
 
-def flax_vit(state: dict[str, Tensor], heads: int) -> dict[str, np.ndarray]:
+def flax_vit(state: dict[str, Tensor], heads: int) -> dict[str, npt.NDArray[np.float32]]:
     """Writes a timm ViT's tensors as google-research/vision_transformer does (models_vit.py and its released files)."""
     out: dict[str, Tensor] = {
         "cls": state["cls_token"],

@@ -230,11 +230,14 @@ _ROWS = (
     _image("vit_hybrid", "vit", "r50_vit_l32_384", "vit_large_r50_s32_384", 384, published="r50_vit_l32"),
     # BiT: ResNet v2 with group norm and weight standardisation.
     _image("bit", "bit", "bit_r50x1", "resnetv2_50x1_bit.goog_in21k_ft_in1k", 448),
+    _image("bit", "vit", "bit_r50x2", "bit_r50x2", 448),
     _image("bit", "bit", "bit_r50x3", "resnetv2_50x3_bit", 448),
     _image("bit", "bit", "bit_r101x1", "resnetv2_101x1_bit", 448),
     _image("bit", "bit", "bit_r101x3", "resnetv2_101x3_bit", 448),
+    _image("bit", "vit", "bit_r152x1", "bit_r152x1", 448),
     _image("bit", "bit", "bit_r152x2", "resnetv2_152x2_bit.goog_in21k_ft_in1k", 448),
     _image("bit", "bit", "bit_r152x4", "resnetv2_152x4_bit", 480),
+    _image("bit", "vit", "bit_r200x3", "bit_r200x3", 448),
     # Convolutional baselines.
     _image("resnet", "resnet", "resnet50", "resnet50", note="v1.5: the stride is in the 3x3 convolution"),
     _image("resnet", "resnet", "resnet101", "resnet101", note="v1.5: the stride is in the 3x3 convolution"),

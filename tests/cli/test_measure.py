@@ -6,20 +6,21 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from vitbench import bench, published, results
 from vitbench.cli import app
 from vitbench.errors import CannotWrite
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
-def rows(result: Result) -> list[dict[str, object]]:
+def rows(result: Any) -> list[dict[str, object]]:
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert isinstance(found, list)

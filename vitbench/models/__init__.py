@@ -1,11 +1,11 @@
-"""Shelf of the architectures that timm lacks: one paper, one file, registered with timm when it is imported."""
+"""Shelf of the architectures that timm lacks or has no entry point for: one paper, one file."""
 
 import importlib
 
-NATIVE = ("vitbench.models.compact",)
+NATIVE: tuple[str, ...] = ("vitbench.models.bit", "vitbench.models.compact")
 
 
 def register() -> None:
-    """Imports every file of the shelf."""
+    """Registers every model of the shelf with timm; a second call does nothing, since Python imports a module once."""
     for module in NATIVE:
         importlib.import_module(module)
