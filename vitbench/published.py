@@ -177,10 +177,15 @@ def chosen(found: tuple[Figure, ...], quantity: Quantity | Literal["top1"], pape
         quantity: figures that lack it are passed over.
         paper: how sources name the model's own paper and repository, best first.
     """
+    having = [figure for figure in found if getattr(figure, quantity) not in (None, "")]
+    return next(iter(ranked(having, paper)), None)
+
+
+def ranked(found: Sequence[Figure], paper: Sequence[str]) -> list[Figure]:
+    """Sorts figures: the model's own paper before its repository before others, those noted from memory last."""
 
     def rank(figure: Figure) -> tuple[bool, int]:
-        own = [place for place, name in enumerate(paper) if name and name in figure.source]
+        own = [place for place, name in enumerate(paper) if name in figure.source]
         return figure.from_memory, min(own, default=len(paper))
 
-    having = [figure for figure in found if getattr(figure, quantity) not in (None, "")]
-    return min(having, key=rank, default=None)
+    return sorted(found, key=rank)

@@ -60,7 +60,7 @@ def show(
 ) -> None:
     """Show all that is known of one architecture, each published figure with its source."""
     variant = catalog.find(name)
-    found = published.find(variant.published_ids)
+    found = published.ranked(published.find(variant.published_ids), variant.paper.cited_as)
     summary = _summary(variant)
     rows: list[Mapping[str, Any]] = [summary | _figure(figure) for figure in found] or [summary]
     columns = (
@@ -133,9 +133,7 @@ def _meaning(row: Mapping[str, Any]) -> str:
     return "MACs" if abs(row["figure_macs"] - float(row["figure_printed_G"]) * 1e9) < 1 else "2 x MACs"
 
 
-def _sentences(
-    variant: catalog.Variant, rows: list[Mapping[str, Any]], found: tuple[published.Figure, ...]
-) -> list[str]:
+def _sentences(variant: catalog.Variant, rows: list[Mapping[str, Any]], found: list[published.Figure]) -> list[str]:
     paper = variant.paper
     sentences = [
         f"{variant.name}: {variant.family}, takes {variant.modality}s of {size(variant.input_shape)}, "
@@ -153,13 +151,31 @@ def _sentences(
         sentences.append(f"At other sizes: {', '.join(siblings)}.")
     if not found:
         sentences.append("No published figures are on record.")
+    sentences += _disagreements(found)
+    said: dict[str, list[str]] = {}
     for number, figure in enumerate(found, 1):
-        said = [figure.convention] if figure.flops_G else []
-        said += [text for text in (figure.notes, figure.reason) if text]
+        parts = [figure.convention] if figure.flops_G else []
+        parts += [text for text in (figure.notes, figure.reason) if text]
         if figure.throughput:
-            said.append(f"published throughput {figure.throughput} ({figure.throughput_device})")
-        if said:
-            sentences.append(f"{number}. {'; '.join(said)}")
+            parts.append(f"published throughput {figure.throughput} ({figure.throughput_device})")
+        if parts:
+            said.setdefault("; ".join(parts), []).append(str(number))
+    return sentences + [f"{', '.join(numbers)}: {text}" for text, numbers in said.items()]
+
+
+def _disagreements(found: list[published.Figure]) -> list[str]:
+    """Says where sources print different counts of one model at one input; why is in the notes of each."""
+    sentences = []
+    for shape in dict.fromkeys(figure.input for figure in found):
+        figures = [figure for figure in found if figure.input == shape and figure.macs is not None]
+        if not figures:
+            continue
+        least, most = (choose(figures, key=lambda figure: figure.macs or 0) for choose in (min, max))
+        if (most.macs or 0) - (least.macs or 0) > least.macs_rounding + most.macs_rounding:
+            sentences.append(
+                f"Sources disagree at {shape}: {printed(least.macs or 0)} to {printed(most.macs or 0)} MACs; "
+                "what each counts, and why one is off, is below."
+            )
     return sentences
 
 
