@@ -62,9 +62,11 @@ def show(
     variant = catalog.find(name)
     found = published.ranked(published.find(variant.published_ids), variant.paper.cited_as)
     summary = _summary(variant)
-    rows: list[Mapping[str, Any]] = [summary | _figure(figure) for figure in found] or [summary]
+    rows: list[Mapping[str, Any]] = [
+        summary | {"figure": number} | _figure(figure) for number, figure in enumerate(found, 1)
+    ] or [summary]
     columns = (
-        Column(heading="#", text=lambda row: str(rows.index(row) + 1), numeric=True),
+        Column(heading="#", text=lambda row: str(row["figure"]), numeric=True),
         Column(heading="Input", text=lambda row: row["figure_input"]),
         Column(
             heading="Params",
