@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
+import io
+import re
+from dataclasses import fields, replace
+from importlib.resources import files
 
 import pytest
 
@@ -18,6 +22,24 @@ def test_the_file_is_whole() -> None:
     assert len({figure.variant for figure in FIGURES}) > 200
 
 
+def test_the_header_names_each_column_once_and_every_row_fills_it() -> None:
+    text = (files("vitbench") / "published.csv").read_bytes().decode()
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header == [column.name for column in fields(Figure)]
+    assert len(set(header)) == len(header)
+    assert {len(row) for row in rows} == {len(header)}
+    # Written as Python's csv writes it, so that an edit of one cell changes one line.
+    again = io.StringIO()
+    csv.writer(again, lineterminator="\n").writerows([header, *rows])
+    assert again.getvalue() == text
+
+
+def test_reasons_are_sentences_and_only_of_figures() -> None:
+    for figure in FIGURES:
+        assert not figure.reason or re.fullmatch(r"[A-Zf0-9].*\.", figure.reason)
+        assert not figure.reason or figure.params or figure.macs
+
+
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.variant}-{figure.input}")
 def test_a_figure_is_well_formed(figure: Figure) -> None:
     assert figure.family
@@ -27,7 +49,12 @@ def test_a_figure_is_well_formed(figure: Figure) -> None:
     for printed in (figure.params_M, figure.flops_G, figure.top1):
         assert not printed or float(printed) > 0
     shape = figure.input_shape
-    assert shape is None or (len(shape) in (3, 4) and shape[0] == 3)
+    if shape is None:
+        # Clips whose size the source leaves open are noted as uncertain; all else is no image.
+        assert figure.input.endswith("(uncertain)") or "text" in figure.input or "tokens" in figure.input
+    else:
+        assert len(shape) in (3, 4)
+        assert shape[0] == 3
     # Every figure with a count says what it counts, in words that the comparison understands.
     known = (
         "MACs",
@@ -45,7 +72,13 @@ def test_a_figure_is_well_formed(figure: Figure) -> None:
 
 @pytest.mark.parametrize(
     ("params_M", "flops_G", "params_rounding", "macs_rounding"),
-    [("88", "15.4", 0.5e6, 0.05e9), ("28.288354", "4", 0.5, 0.5e9), ("5.7", "0.033", 0.05e6, 0.0005e9)],
+    [
+        ("88", "15.4", 0.5e6, 0.05e9),
+        ("28.288354", "4", 0.5, 0.5e9),
+        ("5.7", "0.033", 0.05e6, 0.0005e9),
+        ("29", "4.5", 0.5e6, 0.05e9),
+        ("928", "837", 0.5e6, 0.5e9),
+    ],
 )
 def test_rounding_is_half_a_unit_of_the_last_place(
     params_M: str, flops_G: str, params_rounding: float, macs_rounding: float
@@ -70,6 +103,17 @@ def test_rounding_is_half_a_unit_of_the_last_place(
 )
 def test_a_figure_is_compared_in_its_own_convention(convention: str, macs: float | None) -> None:
     assert replace(SWIN_B, convention=convention).macs == macs
+
+
+def test_two_for_each_multiply_accumulate_is_halved_in_the_file_too() -> None:
+    twice = [figure for figure in FIGURES if figure.convention.startswith("FLOPs = 2") and figure.flops_G]
+    assert len(twice) > 40
+    for figure in twice:
+        assert figure.macs == float(figure.flops_G) * 1e9 / 2
+    (resnet,) = (figure for figure in twice if figure.variant == "resnet50")
+    assert resnet.flops_G == "8.5"
+    assert resnet.macs == 4.25e9
+    assert resnet.macs_rounding == pytest.approx(0.025e9)
 
 
 @pytest.mark.parametrize(
