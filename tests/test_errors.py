@@ -13,6 +13,13 @@ def test_an_unknown_name_suggests_near_ones() -> None:
     assert str(error).startswith("There is no model named 'swim_b'. Did you mean swin_b")
 
 
+def test_a_name_with_its_beginning_left_out_is_near() -> None:
+    error = UnknownName("model", "cvt_6_4", ["cct_6_3x2_32", "compact_cvt_6_4_32", "cvt_13", "cvt_21"])
+    assert error.near[0] == "compact_cvt_6_4_32"
+    assert UnknownName("model", "cvt_12", ["compact_cvt_6_4_32", "cvt_13"]).near == ("cvt_13",)
+    assert UnknownName("model", "compact_cvt_13", ["compact_cvt_6_4_32", "cvt_13"]).near[0] == "cvt_13"
+
+
 def test_an_unknown_name_with_nothing_near_gives_the_hint() -> None:
     assert str(UnknownName("family", "zzz", ["swin"], hint="Known are swin.")).endswith("Known are swin.")
 

@@ -5,7 +5,7 @@ The text of each is for the user: one sentence that names what was wrong, and wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -19,7 +19,7 @@ class UnknownName(VitbenchError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind = kind
         self.name = name
-        self.near = tuple(get_close_matches(name.lower(), sorted(set(known)), n=4, cutoff=0.6))
+        self.near = _near(name.lower(), sorted(set(known)))
         text = f"There is no {kind} named {name!r}."
         if self.near:
             text += f" Did you mean {' or '.join(self.near)}?"
@@ -30,6 +30,12 @@ class UnknownName(VitbenchError):
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel between processes; the constructor's arguments are not those that Exception keeps.
         return _unpickle, (type(self), str(self), dict(self.__dict__))
+
+
+def _near(name: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Gives up to four names: first two of which the name is the rest, or that are its own rest, then those spelt like it."""
+    whole = [one for one in known if f"_{name}" in one or name.endswith(f"_{one}")] if name else []
+    return tuple(dict.fromkeys([*whole[:2], *get_close_matches(name, known, n=4, cutoff=0.6)]))[:4]
 
 
 class BadInput(VitbenchError):
