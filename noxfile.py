@@ -16,7 +16,7 @@ PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
 
 def _install(session: nox.Session, *arguments: str) -> None:
     session.install("--upgrade", "pip>=25.1")  # the first that knows --group
-    session.install("-e", ".", "--group", "dev", *arguments)
+    session.install("-e", ".[reference]", "--group", "dev", *arguments)
 
 
 @nox.session

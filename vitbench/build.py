@@ -333,7 +333,9 @@ def _pretrained(planned: Plan, device: str | torch.device) -> nn.Module:
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path, *, classes_given: bool, size_given: bool) -> None:
     """Puts a state dict into a model, in timm's or the official naming, whole or not at all."""
-    fitted = _to_timm_names(model, state, path)
+    # Where official files have other names for tables, renaming comes first, so that resampled tables are known below.
+    state = _converted(model, state, path, "renamed")
+    fitted = _converted(model, state, path, "checkpoint_filter_fn", model)
     wanted = model.state_dict()
     misfits: list[str] = []
     as_read = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
@@ -372,13 +374,13 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, *, classes_giv
     model.load_state_dict({key: tensor for key, tensor in fitted.items() if key in wanted}, strict=not classes_given)
 
 
-def _to_timm_names(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Applies the filter by which timm turns official names into its own, where the model's file has one."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+def _converted(model: nn.Module, state: dict[str, Tensor], path: Path, by: str, *others: Any) -> dict[str, Tensor]:
+    """Applies a function by which the model's file turns official names into its own, where it has one."""
+    convert = getattr(sys.modules[type(model).__module__], by, None)
     if convert is None:
         return dict(state)
     try:
-        return dict(convert(dict(state), model))
+        return dict(convert(dict(state), *others))
     except Exception as error:
         raise BadInput(f"{path} does not fit {type(model).__name__}: {one_line(error)}.") from error
 

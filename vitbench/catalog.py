@@ -16,6 +16,7 @@ from vitbench.errors import UnknownName
 
 IMAGENET_CLASSES = 1000
 CIFAR10_CLASSES = 10
+FLOWERS102_CLASSES = 102
 IMAGENET_22K_CLASSES = 21841
 IMAGENET_21K_P_CLASSES = 19168
 
@@ -64,6 +65,18 @@ _PAPERS = {
         arxiv="2103.14030",
         year=2021,
         repository="microsoft/Swin-Transformer",
+    ),
+    "pvt": Paper(
+        title="Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions",
+        arxiv="2102.12122",
+        year=2021,
+        repository="whai362/PVT",
+    ),
+    "cvt": Paper(
+        title="CvT: Introducing Convolutions to Vision Transformers",
+        arxiv="2103.15808",
+        year=2021,
+        repository="microsoft/CvT",
     ),
     "compact": Paper(
         title="Escaping the Big Data Paradigm with Compact Transformers",
@@ -169,10 +182,35 @@ def _image(
     )
 
 
+def _compact(
+    family: str, name: str, note: str, *, size: int = 32, num_classes: int = CIFAR10_CLASSES
+) -> tuple[Variant, Variant]:
+    """Gives a Compact Transformer with learnt positions, which the papers' figures are of, and with sinusoidal ones."""
+    learnt = _image(
+        family,
+        "compact",
+        name,
+        name,
+        size,
+        published=name.removesuffix(f"_{size}"),
+        num_classes=num_classes,
+        note=note,
+    )
+    sine = f"{name}_sine"
+    return learnt, _image(
+        family, "compact", sine, sine, size, num_classes=num_classes, note=f"{note}; sinusoidal positions"
+    )
+
+
 # Sizes of the Transformer (ViT paper, Table 1), for hybrids that timm has the parts of and no entry point for.
 _BASE = MappingProxyType({"embed_dim": 768, "depth": 12, "num_heads": 12})
 _LARGE = MappingProxyType({"embed_dim": 1024, "depth": 24, "num_heads": 16})
 _DWSTRIDE = "timm's layout: stages shrink in the strided depth-wise convolution, as in the paper's Table 9, not Table 4"
+_LAYOUT = "the paper's layout study gives no sizes; these are CoAtNet-0's widths, at about its parameters and cost"
+_CVT = "Convolutional vision Transformer; not the CVT of Compact Transformers, which is compact_cvt here"
+_COMPACT_CVT = "Compact Vision Transformer (CVT) of the Compact Transformers paper; not CvT, which is cvt here"
+_CCT = "Compact Convolutional Transformer; the figures after the depth are the tokenizer's kernel and layers"
+_VIT_LITE = "a small ViT; the figures after the name are its depth, its patch and the image"
 _RW = "redesigned by timm's author, not the paper's model"
 _IN22K = "the official weights of this window are those of ImageNet-22k: 21841 classes"
 _IN21K = "the official weights are those of ImageNet-21k: 19168 classes"
@@ -333,20 +371,79 @@ _ROWS = (
     _image("mvitv2", "mvitv2", "mvitv2_b_cls", "mvitv2_base_cls", num_classes=IMAGENET_21K_P_CLASSES, note=_IN21K),
     _image("mvitv2", "mvitv2", "mvitv2_l_cls", "mvitv2_large_cls", num_classes=IMAGENET_21K_P_CLASSES, note=_IN21K),
     _image("mvitv2", "mvitv2", "mvitv2_h_cls", "mvitv2_huge_cls", num_classes=IMAGENET_21K_P_CLASSES, note=_IN21K),
-    # CoAtNet as timm builds it.
+    # CvT: any size goes in; at 384 with weights of their own.
+    _image("cvt", "cvt", "cvt_13", "cvt_13", note=_CVT),
+    _image("cvt", "cvt", "cvt_13_384", "cvt_13.in1k_384", 384, published="cvt_13", note=_CVT),
+    _image("cvt", "cvt", "cvt_21", "cvt_21", note=_CVT),
+    _image("cvt", "cvt", "cvt_21_384", "cvt_21.in1k_384", 384, published="cvt_21", note=_CVT),
+    _image("cvt", "cvt", "cvt_w24", "cvt_w24", 384, note=_CVT),
+    # T2T-ViT: t is for the Transformer, in place of the Performer, in the tokens-to-token module.
+    *(_image("t2t_vit", "t2t_vit", name, name) for name in ("t2t_vit_7", "t2t_vit_10", "t2t_vit_12", "t2t_vit_14")),
+    _image("t2t_vit", "t2t_vit", "t2t_vit_14_384", "t2t_vit_14.in1k_384", 384, published="t2t_vit_14"),
+    *(_image("t2t_vit", "t2t_vit", name, name) for name in ("t2t_vit_19", "t2t_vit_24")),
+    *(
+        _image("t2t_vit", "t2t_vit", f"t2t_vit_t_{depth}", f"t2t_vit_t_{depth}", note="Transformer tokens-to-token")
+        for depth in (14, 19, 24)
+    ),
+    _image("t2t_vit", "t2t_vit", "t2t_vit_resnext", "t2t_vit_resnext", note="T2T-ViT-14 with 32 heads"),
+    _image("t2t_vit", "t2t_vit", "t2t_vit_wide", "t2t_vit_wide", note="4 layers of width 768"),
+    _image("t2t_vit", "t2t_vit", "t2t_vit_se", "t2t_vit_se", note="T2T-ViT-14 with squeeze and excitation"),
+    _image("t2t_vit", "t2t_vit", "t2t_vit_ghost", "t2t_vit_ghost", note="16 layers with GhostNet's cheap operations"),
+    _image("t2t_vit", "t2t_vit", "t2t_vit_dense", "t2t_vit_dense", note="19 layers with DenseNet's connections"),
+    # PVT v1.
+    *(_image("pvt", "pvt", f"pvt_{size}", f"pvt_{size}") for size in ("tiny", "small", "medium", "large")),
+    # CoAtNet: the paper's main table, its layout study, and what timm builds.
+    *(_image("coatnet", "coatnet", f"coatnet_{n}", f"coatnet_{n}") for n in range(8)),
+    *(
+        _image(
+            "coatnet",
+            "coatnet",
+            f"coatnet_0_{layout}",
+            f"coatnet_0_{layout}",
+            published=f"coatnet_layout_{layout}",
+            note=_LAYOUT,
+        )
+        for layout in ("cccc", "ccct", "cctt", "cttt")
+    ),
+    _image(
+        "coatnet",
+        "coatnet",
+        "vit_rel",
+        "vit_rel",
+        published="coatnet_layout_vit_rel",
+        note="the layout study's ViT stem with relative attention; the paper gives no size, this is ViT-S's",
+    ),
     *(_image("coatnet", "coatnet", f"coatnet_{n}_dwstride", f"coatnet_{n}_224", note=_DWSTRIDE) for n in range(6)),
     *(_image("coatnet", "coatnet", f"coatnet_{n}_rw", f"coatnet_{n}_rw_224", note=_RW) for n in range(4)),
-    # Compact Transformers.
-    _image(
-        "cct",
-        "compact",
-        "cct_2_3x2_32",
-        "cct_2_3x2_32",
-        32,
-        published="cct_2_3x2",
-        num_classes=CIFAR10_CLASSES,
-        note="Compact Convolutional Transformer; the figures after the depth are the tokenizer's kernel and layers",
-    ),
+    # Compact Transformers: CCT, CVT and ViT-Lite, each with learnt and with sinusoidal positions.
+    *_compact("cct", "cct_2_3x2_32", _CCT),
+    *_compact("cct", "cct_4_3x2_32", _CCT),
+    *_compact("cct", "cct_6_3x1_32", _CCT),
+    *_compact("cct", "cct_6_3x2_32", _CCT),
+    *_compact("cct", "cct_7_3x1_32", _CCT),
+    *_compact("cct", "cct_7_3x2_32", _CCT),
+    *_compact("cct", "cct_7_7x2_224", _CCT, size=224, num_classes=FLOWERS102_CLASSES),
+    _image("cct", "compact", "cct_14_7x2_224", "cct_14_7x2_224", published="cct_14_7x2", note=_CCT),
+    _image("cct", "compact", "cct_14_7x2_384", "cct_14_7x2_384", 384, published="cct_14_7x2", note=_CCT),
+    *_compact("compact_cvt", "compact_cvt_2_4_32", _COMPACT_CVT),
+    *_compact("compact_cvt", "compact_cvt_4_4_32", _COMPACT_CVT),
+    *_compact("compact_cvt", "compact_cvt_6_4_32", _COMPACT_CVT),
+    *_compact("compact_cvt", "compact_cvt_7_4_32", _COMPACT_CVT),
+    *_compact("compact_cvt", "compact_cvt_7_8_32", _COMPACT_CVT),
+    *_compact("vit_lite", "vit_lite_2_4_32", _VIT_LITE),
+    *_compact("vit_lite", "vit_lite_4_4_32", _VIT_LITE),
+    *_compact("vit_lite", "vit_lite_6_4_32", _VIT_LITE),
+    *_compact("vit_lite", "vit_lite_7_4_32", _VIT_LITE),
+    *_compact("vit_lite", "vit_lite_7_8_32", _VIT_LITE),
+    *_compact("vit_lite", "vit_lite_7_16_32", _VIT_LITE),
+)
+
+# What a family's name alone would let a reader take for another.
+FAMILY_NOTES: Mapping[str, str] = MappingProxyType(
+    {
+        "cvt": "cvt is CvT, the Convolutional vision Transformer; the CVT of Compact Transformers is compact_cvt.",
+        "compact_cvt": "compact_cvt is CVT, the Compact Vision Transformer of Compact Transformers; CvT is cvt.",
+    }
 )
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({row.name: row for row in _ROWS})

@@ -19,21 +19,24 @@ from torch import Tensor
 
 from vitbench.errors import BadInput, one_line
 
-_TORCH = (".pth", ".pt", ".bin", ".pyth")
-_WRAPPERS = ("state_dict", "model", "model_state")
+_TORCH = (".pth", ".pt", ".bin", ".pyth", ".pth.tar")
+# timm's training keeps an averaged state beside the plain one, and what is published of such files is the averaged.
+_WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_state")
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """Gives the tensors of a weights file by name, unwrapped, without `module.` prefixes.
 
     Args:
-        path: `.safetensors`; `.pth`, `.pt`, `.bin` or `.pyth` as torch writes them, plain or wrapped in `model`, `state_dict` or
-            `model_state`; or Google's `.npz` of a ViT, a hybrid or a BiT, whose names are turned into timm's.
+        path: `.safetensors`; `.pth`, `.pt`, `.bin`, `.pyth` or `.pth.tar` as torch writes them, plain or wrapped in
+            `state_dict_ema`, `state_dict`, `model` or `model_state`; or Google's `.npz` of a ViT, a hybrid or a BiT, whose names
+            are turned into timm's.
 
     Raises:
         BadInput: there is no such file, it is damaged or of another kind, or it holds more than tensors.
     """
-    suffix = path.suffix.lower()
+    name = path.name.lower()
+    suffix = ".pth.tar" if name.endswith(".pth.tar") else path.suffix.lower()
     if suffix not in (".safetensors", ".npz", *_TORCH):
         raise BadInput(
             f"Cannot tell how to read weights from {path}: its name must end in .safetensors, .npz or {_TORCH}."

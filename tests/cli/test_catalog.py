@@ -89,3 +89,13 @@ def test_a_files_ending_says_the_format(tmp_path: Path) -> None:
 
 def test_formats_offered_are_those_on_the_shelf() -> None:
     assert [item.value for item in Format] == list(REPORTS.names)
+
+
+@pytest.mark.parametrize("pattern", ["cvt_13", "compact_cvt_7_4_32"])
+def test_cvt_is_not_taken_for_the_other_cvt(pattern: str) -> None:
+    """One is Microsoft's Convolutional vision Transformer, the other the Compact Vision Transformer of another paper."""
+    invoke = CliRunner().invoke
+    listed = invoke(app, ["list", pattern]).stdout.split("every figure with its source.")[1]
+    assert ("is compact_cvt." if pattern.startswith("cvt") else "CvT is cvt.") in listed
+    shown = invoke(app, ["show", pattern]).stdout
+    assert ("Note: Convolutional" if pattern.startswith("cvt") else "Note: Compact") in shown

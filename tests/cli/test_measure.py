@@ -82,8 +82,8 @@ def test_a_batch_multiplies_what_depends_on_it() -> None:
 
 
 def test_globs_families_and_names_come_once_each_in_order() -> None:
-    names = [row["model"] for row in rows(run("flops", "deit_ti*", "cct_2_3x2_32", "--family", "cct", "-f", "json"))]
-    assert names == ["deit_ti16", "deit_ti16_dist", "cct_2_3x2_32"]
+    names = [row["model"] for row in rows(run("flops", "deit_ti*", "regnety_16gf", "--family", "regnet", "-f", "json"))]
+    assert names == ["deit_ti16", "deit_ti16_dist", "regnety_16gf"]
     names = [row["model"] for row in rows(run("flops", "--timm", "resnet1[48]*", "-f", "json"))]
     assert names == ["resnet14t", "resnet18", "resnet18d"]
 
@@ -222,6 +222,14 @@ def test_verify_fails_where_no_reason_is_on_record(monkeypatch: pytest.MonkeyPat
     result = run("verify", "deit_ti16")
     assert result.exit_code == 1
     assert "differs" in result.stdout
+
+
+def test_a_model_that_could_not_be_counted_shows_the_published_figure_alone() -> None:
+    from vitbench.cli.measure import _published
+
+    assert _published("macs")({"published_macs": 4.5e9, "macs_difference": None}) == "4.5 G"
+    assert _published("macs")({"published_macs": 4.5e9, "macs_difference": 0.01}) == "4.5 G (+1.00 %)"
+    assert _published("macs")({"published_macs": None, "macs_difference": None}) == ""
 
 
 def test_verify_of_what_nobody_published() -> None:

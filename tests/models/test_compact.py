@@ -67,7 +67,7 @@ def build(**options: Any) -> CompactTransformer:
 
 def test_the_tensors_are_the_official_ones() -> None:
     model = build()
-    assert tuple((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()) == TENSORS
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == dict(TENSORS)
     # Counted from the official state dict.
     assert sum(parameter.numel() for parameter in model.parameters()) == 283_723
 
@@ -114,7 +114,7 @@ def test_the_classifier_can_be_replaced() -> None:
     model.reset_classifier(0)
     torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x), pre_logits=True))
     assert build(num_classes=0)(x.float()).shape == (2, 128)
-    with pytest.raises(ValueError, match="pool by attention"):
+    with pytest.raises(ValueError, match="pooling of their own"):
         model.reset_classifier(3, "avg")
 
 

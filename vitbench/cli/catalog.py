@@ -49,7 +49,11 @@ def list_(
         Column(heading="arXiv", text=lambda row: row["paper_arxiv"]),
         Column(heading="Paper", text=lambda row: row["paper_title"], folds=True),
     )
-    notes = ("Params and top-1 are published ones; `vitbench show NAME` gives every figure with its source.",)
+    listed = {row.family for row in rows}
+    notes = (
+        "Params and top-1 are published ones; `vitbench show NAME` gives every figure with its source.",
+        *(note for name, note in catalog.FAMILY_NOTES.items() if name in listed),
+    )
     emit(Table(rows=flat, columns=columns, notes=notes), format, output)
 
 

@@ -228,8 +228,10 @@ def _counted(name: str) -> Any:
 
 def _published(name: str) -> Any:
     def text(row: Mapping[str, Any]) -> str:
-        theirs = row.get(f"published_{name}")
-        return f"{printed(theirs)} ({percent(row[f'{name}_difference'])})" if theirs else ""
+        theirs, difference = row.get(f"published_{name}"), row.get(f"{name}_difference")
+        if theirs and difference is not None:
+            return f"{printed(theirs)} ({percent(difference)})"
+        return printed(theirs) if theirs else ""
 
     return text
 

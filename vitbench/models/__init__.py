@@ -2,7 +2,14 @@
 
 import importlib
 
-NATIVE: tuple[str, ...] = ("vitbench.models.bit", "vitbench.models.compact")
+NATIVE: tuple[str, ...] = (
+    "vitbench.models.bit",
+    "vitbench.models.coatnet",
+    "vitbench.models.compact",
+    "vitbench.models.cvt",
+    "vitbench.models.pvt",
+    "vitbench.models.t2t_vit",
+)
 
 
 def register() -> None:

@@ -1,21 +1,26 @@
 """Compact Transformers: "Escaping the Big Data Paradigm with Compact Transformers", Hassani et al., arXiv 2104.05704.
 
+Three of them: CCT, whose tokens come from convolutions; CVT, from patches, with sequence pooling (`compact_cvt_*` here, since
+CvT is another paper's); and ViT-Lite, from patches, with a class token. After the name: blocks, kernel or patch x layers, pixels.
+
 Agrees with the official code, SHI-Labs/Compact-Transformers at cd11f09: names of tensors, parameters, logits, rates of
 dropping.
 
-Differences: none in what is computed. Attention is one fused call, and the position table is added to a new tensor.
+Differences: attention is one fused call, and the position table is added to a new tensor. The official constructors of
+CCT and CVT with sinusoidal positions build learnable ones, as they never pass the choice on; here they are sinusoidal.
 
 Shapes: B batch, H W rows and columns, N tokens, C channels, h heads, d channels of one head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -26,30 +31,30 @@ _ATTENTION_DROPOUT = 0.1
 _STOCHASTIC_DEPTH = 0.1
 
 
-class ConvTokenizer(nn.Module):
-    """Turns an image into tokens by layers of convolution, ReLU and max pooling; neighbouring tokens overlap.
+def learnable(tokens: int, dim: int) -> nn.Parameter:
+    """Gives a position table to be learnt, (1, tokens, C)."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, dim), std=0.2))
 
-    Source: the paper's convolutional block, x_0 = MaxPool(ReLU(Conv2d(x))); official src/utils/tokenizer.py.
 
-    Args:
-        in_chans: channels of the image.
-        dim: width of a token, C.
-        layers: number of layers; all but the last have 64 channels.
-        kernel_size: of each convolution.
+def sinusoidal(tokens: int, dim: int) -> nn.Parameter:
+    """Gives the fixed position table of sines and cosines, (1, tokens, C); its frequencies fall from 1 to 1 / 10000.
+
+    Source: "Attention Is All You Need", arXiv 1706.03762, section 3.5.
     """
+    channel = torch.arange(dim, dtype=torch.float64)
+    frequency = 10000.0 ** -(2 * (channel // 2) / dim)
+    angle = (torch.arange(tokens, dtype=torch.float64)[:, None] * frequency).float()
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+    return nn.Parameter(table[None], requires_grad=False)
 
-    def __init__(self, in_chans: int, dim: int, layers: int, kernel_size: int) -> None:
+
+class Tokenizer(nn.Module):
+    """Turns an image into tokens by layers whose windows, of a kernel, stride and padding each, slide over it."""
+
+    def __init__(self, windows: Sequence[tuple[int, int, int]], layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        convolution = (kernel_size, max(1, kernel_size // 2 - 1), kernel_size // 2)
-        pooling = (3, 2, 1)
-        self.windows = (convolution, pooling) * layers  # kernel, stride and padding, in the order of the pass
-        widths = [in_chans, *[64] * (layers - 1), dim]
-        self.conv_layers = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(*ends, *convolution, bias=False), nn.ReLU(), nn.MaxPool2d(*pooling))
-                for ends in pairwise(widths)
-            )
-        )
+        self.windows = tuple(windows)
+        self.conv_layers = nn.Sequential(*layers)
 
     def tokens_along(self, extent: int) -> int:
         """Gives the number of tokens along a side of so many pixels."""
@@ -61,6 +66,48 @@ class ConvTokenizer(nn.Module):
         """(B, 3, H, W) -> (B, N, C)."""
         features: Tensor = self.conv_layers(x)
         return features.flatten(2).transpose(1, 2)
+
+
+class ConvTokenizer(Tokenizer):
+    """Tokens from layers of convolution, ReLU and max pooling; neighbouring tokens overlap.
+
+    Source: the paper's convolutional block, x_0 = MaxPool(ReLU(Conv2d(x))); official src/utils/tokenizer.py.
+    All layers but the last have 64 channels.
+    """
+
+    def __init__(self, in_chans: int, dim: int, layers: int, kernel_size: int) -> None:
+        convolution = (kernel_size, max(1, kernel_size // 2 - 1), kernel_size // 2)
+        pooling = (3, 2, 1)
+        widths = [in_chans, *[64] * (layers - 1), dim]
+        super().__init__(
+            (convolution, pooling) * layers,
+            (
+                nn.Sequential(nn.Conv2d(*ends, *convolution, bias=False), nn.ReLU(), nn.MaxPool2d(*pooling))
+                for ends in pairwise(widths)
+            ),
+        )
+
+
+class PatchTokenizer(Tokenizer):
+    """Tokens from square patches, each projected on its own.
+
+    Source: official src/cvt.py and src/vit.py: one convolution with bias, no activation, no pooling.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        projection = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        super().__init__([(patch_size, patch_size, 0)], [nn.Sequential(projection)])
+
+    def tokens_along(self, extent: int) -> int:
+        """Gives the number of patches along a side of so many pixels.
+
+        Raises:
+            ValueError: patches do not tile it.
+        """
+        patch, _, _ = self.windows[0]
+        if extent % patch:
+            raise ValueError(f"Patches of {patch} pixels do not tile a side of {extent}; take a multiple of {patch}.")
+        return extent // patch
 
 
 class Attention(nn.Module):
@@ -123,24 +170,69 @@ class SequencePool(nn.Linear):
 
 
 class Transformer(nn.Module):
-    """What follows the tokenizer: position table, blocks, norm, sequence pooling and the last layer.
+    """What follows the tokenizer: position table, blocks, norm, a way of pooling and the last layer.
 
     Source: official src/utils/transformers.py, TransformerClassifier.
     """
 
-    def __init__(self, tokens: int, dim: int, depth: int, num_heads: int, mlp_ratio: float, num_classes: int) -> None:
+    num_prefix_tokens = 0
+
+    def __init__(
+        self,
+        tokens: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        num_classes: int,
+        positions: Callable[[int, int], nn.Parameter],
+    ) -> None:
         super().__init__()
-        self.positional_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, dim), std=0.2))
-        self.attention_pool = SequencePool(dim)
+        self.positional_emb = positions(self.num_prefix_tokens + tokens, dim)
         rates = [_STOCHASTIC_DEPTH * number / max(1, depth - 1) for number in range(depth)]
         self.blocks = nn.Sequential(*(Block(dim, num_heads, mlp_ratio, rate) for rate in rates))
         self.norm = nn.LayerNorm(dim)
         self.fc = _last_layer(dim, num_classes)
 
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, C)."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C), before pooling."""
         out: Tensor = self.norm(self.blocks(x + self.positional_emb))
         return out
+
+
+class SequencePooled(Transformer):
+    """The Transformer of CCT and CVT: no class token, sequence pooling."""
+
+    def __init__(self, tokens: int, dim: int, *others: Any) -> None:
+        super().__init__(tokens, dim, *others)
+        self.attention_pool = SequencePool(dim)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, C)."""
+        out: Tensor = self.attention_pool(x)
+        return out
+
+
+class ClassToken(Transformer):
+    """The Transformer of ViT-Lite: a class token before the others, read at the end."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self, tokens: int, dim: int, *others: Any) -> None:
+        super().__init__(tokens, dim, *others)
+        self.class_emb = nn.Parameter(torch.zeros(1, 1, dim))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, 1 + N, C) -> (B, C)."""
+        return x[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 1 + N, C), before pooling."""
+        return super().forward(torch.cat((self.class_emb.expand(len(x), -1, -1), x), dim=1))
 
 
 class CompactTransformer(nn.Module):
@@ -155,9 +247,11 @@ class CompactTransformer(nn.Module):
         depth: number of blocks.
         num_heads: heads of attention, h.
         mlp_ratio: width of the MLP's hidden layer over C.
+        transformer: what follows the tokenizer, which decides on the pooling.
+        positions: makes the position table, from the number of tokens and their width.
 
     Raises:
-        ValueError: the image is so small that it gives no token.
+        ValueError: the image is so small that it gives no token, or patches do not tile it.
     """
 
     def __init__(
@@ -166,11 +260,13 @@ class CompactTransformer(nn.Module):
         in_chans: int,
         num_classes: int,
         *,
-        tokenizer: Callable[[int, int], ConvTokenizer],
+        tokenizer: Callable[[int, int], Tokenizer],
         embed_dim: int,
         depth: int,
         num_heads: int,
         mlp_ratio: float,
+        transformer: type[Transformer] = SequencePooled,
+        positions: Callable[[int, int], nn.Parameter] = learnable,
     ) -> None:
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -180,7 +276,8 @@ class CompactTransformer(nn.Module):
         self.grid_size = rows, columns = self.tokenizer.tokens_along(height), self.tokenizer.tokens_along(width)
         if min(self.grid_size) < 1:
             raise ValueError(f"An image of {height} x {width} pixels gives no tokens; take a larger img_size.")
-        self.classifier = Transformer(rows * columns, embed_dim, depth, num_heads, mlp_ratio, num_classes)
+        self.classifier = transformer(rows * columns, embed_dim, depth, num_heads, mlp_ratio, num_classes, positions)
+        self.num_prefix_tokens = transformer.num_prefix_tokens
         self.apply(_init_weights)
 
     def get_classifier(self) -> nn.Module:
@@ -194,18 +291,20 @@ class CompactTransformer(nn.Module):
             ValueError: another pooling was asked for.
         """
         if global_pool:
-            raise ValueError(f"Compact Transformers pool by attention; {global_pool!r} cannot take its place.")
+            raise ValueError(
+                f"Compact Transformers have a pooling of their own; {global_pool!r} cannot take its place."
+            )
         self.num_classes = num_classes
         self.classifier.fc = _last_layer(self.num_features, num_classes).to(self.classifier.positional_emb)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, N, C)."""
+        """(B, 3, H, W) -> (B, N, C), normed, with the class token first where there is one."""
         out: Tensor = self.classifier(self.tokenizer(x))
         return out
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, C) -> (B, classes), or (B, C) before the last layer."""
-        x = self.classifier.attention_pool(x)
+        x = self.classifier.pool(x)
         return x if pre_logits else self.classifier.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,47 +328,122 @@ def _init_weights(module: nn.Module) -> None:
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: CompactTransformer) -> dict[str, Tensor]:
     """Gives a state dict whose position table fits the model's grid; the official names are ours.
 
-    A table of as many tokens is taken to be of the same grid, any other to be of a square one.
+    A learnt table of as many tokens is taken to be of the same grid, any other to be of a square one. A sinusoidal one needs no
+    resampling: the model has its own, as the official loader takes it.
 
     Source: official src/utils/helpers.py, resize_pos_embed, which resamples between square grids the same way.
     """
     name = "classifier.positional_emb"
-    table = state_dict.get(name)
-    if table is None or table.shape == model.classifier.positional_emb.shape:
+    table, own = state_dict.get(name), model.classifier.positional_emb
+    if table is None or table.shape == own.shape:
         return state_dict
-    grid = list(model.grid_size)
-    table = resample_abs_pos_embed(table, grid, num_prefix_tokens=0, interpolation="bilinear", antialias=False)
+    if not own.requires_grad:
+        return {**state_dict, name: own.detach().clone()}
+    prefix, grid = model.num_prefix_tokens, list(model.grid_size)
+    table = resample_abs_pos_embed(table, grid, num_prefix_tokens=prefix, interpolation="bilinear", antialias=False)
     return {**state_dict, name: table}
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "cct_2_3x2_32.untrained": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "fixed_input_size": True,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            # Source: official configs/datasets/cifar10.yml.
-            "mean": (0.4914, 0.4822, 0.4465),
-            "std": (0.2470, 0.2435, 0.2616),
-            "first_conv": "tokenizer.conv_layers.0.0",
-            "classifier": "classifier.fc",
-            "license": "apache-2.0",
-        }
+# Classes, mean and standard deviation of the data; source: official configs/datasets.
+_DATA = {
+    "cifar10": (10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": (100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "flowers102": (102, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "in1k": (1000, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+}
+
+
+def _cfg(pixels: int, data: str, file: str = "") -> dict[str, Any]:
+    classes, mean, std = _DATA[data]
+    return {
+        "url": file and f"https://shi-labs.com/projects/cct/checkpoints/{file}.pth",
+        "num_classes": classes,
+        "input_size": (3, pixels, pixels),
+        "fixed_input_size": True,
+        "crop_pct": 1.0 if pixels == 32 else 0.9,
+        "interpolation": "bicubic",
+        "mean": mean,
+        "std": std,
+        "first_conv": "tokenizer.conv_layers.0.0",
+        "classifier": "classifier.fc",
     }
-)
 
 
-def _create(variant: str, pretrained: bool, **options: Any) -> CompactTransformer:
-    return build_model_with_cfg(
-        CompactTransformer, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **options
+# The official weights: by entry point the data they were trained on, and the file.
+_WEIGHTS = {
+    "cct_7_3x1_32": {
+        "cifar10": "pretrained/cct_7_3x1_32_cifar10_300epochs",
+        "cifar100": "pretrained/cct_7_3x1_32_cifar100_300epochs",
+    },
+    "cct_7_3x1_32_sine": {
+        "cifar10": "pretrained/cct_7_3x1_32_sine_cifar10_5000epochs",
+        "cifar100": "pretrained/cct_7_3x1_32_sine_cifar100_5000epochs",
+    },
+    "cct_7_7x2_224_sine": {"flowers102": "pretrained/cct_7_7x2_224_flowers102"},
+    "cct_14_7x2_224": {"in1k": "pretrained/cct_14_7x2_224_imagenet"},
+    "cct_14_7x2_384": {
+        "in1k": "finetuned/cct_14_7x2_384_imagenet",
+        "flowers102": "finetuned/cct_14_7x2_384_flowers102",
+    },
+}
+# Sizes by the number of blocks; source: the official constructors.
+_SIZES: dict[int, dict[str, Any]] = {
+    depth: {"depth": depth, "embed_dim": dim, "num_heads": heads, "mlp_ratio": ratio}
+    for depth, dim, heads, ratio in (
+        (2, 128, 2, 1.0),
+        (4, 128, 2, 1.0),
+        (6, 256, 4, 2.0),
+        (7, 256, 4, 2.0),
+        (14, 384, 6, 3.0),
     )
+}
 
 
-@register_model
-def cct_2_3x2_32(pretrained: bool = False, **options: Any) -> CompactTransformer:
-    """CCT-2/3x2 for 32 x 32 images: 2 blocks, tokens from two 3 x 3 convolutions."""
-    tokenizer = partial(ConvTokenizer, layers=2, kernel_size=3)
-    sizes = {"embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 1.0}
-    return _create("cct_2_3x2_32", pretrained, tokenizer=tokenizer, **sizes | options)
+def _cct(depth: int, kernel_size: int, layers: int, pixels: int) -> tuple[str, dict[str, Any]]:
+    tokenizer = partial(ConvTokenizer, layers=layers, kernel_size=kernel_size)
+    return f"cct_{depth}_{kernel_size}x{layers}_{pixels}", {"tokenizer": tokenizer, **_SIZES[depth]}
+
+
+def _of_patches(name: str, transformer: type[Transformer], depth: int, patch: int) -> tuple[str, dict[str, Any]]:
+    tokenizer = partial(PatchTokenizer, patch_size=patch)
+    return f"{name}_{depth}_{patch}_32", {"tokenizer": tokenizer, "transformer": transformer, **_SIZES[depth]}
+
+
+# Images of 32, 224 and 384 pixels are those of CIFAR-10, Flowers-102 and ImageNet, except that CCT-14 begins at 224.
+_SMALL = (
+    *(_cct(depth, 3, layers, 32) for depth, layers in ((2, 2), (4, 2), (6, 1), (6, 2), (7, 1), (7, 2))),
+    _cct(7, 7, 2, 224),
+    *(_of_patches("compact_cvt", SequencePooled, *sizes) for sizes in ((2, 4), (4, 4), (6, 4), (7, 4), (7, 8))),
+    *(_of_patches("vit_lite", ClassToken, *sizes) for sizes in ((2, 4), (4, 4), (6, 4), (7, 4), (7, 8), (7, 16))),
+)
+_LARGE = (_cct(14, 7, 2, 224), _cct(14, 7, 2, 384))
+_ENTRY_POINTS = {
+    **dict(_SMALL),
+    **{f"{name}_sine": {**arguments, "positions": sinusoidal} for name, arguments in _SMALL},
+    **dict(_LARGE),
+}
+
+
+def _cfgs(name: str) -> dict[str, dict[str, Any]]:
+    pixels = int(name.removesuffix("_sine").rpartition("_")[2])
+    data = "in1k" if name.startswith("cct_14") else "cifar10" if pixels == 32 else "flowers102"
+    files = _WEIGHTS.get(name, {"untrained": ""})
+    return {f"{name}.{tag}": _cfg(pixels, data if tag == "untrained" else tag, file) for tag, file in files.items()}
+
+
+default_cfgs = generate_default_cfgs({tag: cfg for name in _ENTRY_POINTS for tag, cfg in _cfgs(name).items()})
+
+
+def _register(name: str, arguments: dict[str, Any]) -> None:
+    def entry_point(pretrained: bool = False, **options: Any) -> CompactTransformer:
+        options = arguments | options
+        return build_model_with_cfg(
+            CompactTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **options
+        )
+
+    entry_point.__name__ = name
+    register_model(entry_point)
+
+
+for _name, _arguments in _ENTRY_POINTS.items():
+    _register(_name, _arguments)
