@@ -198,8 +198,8 @@ def main() -> None:
     """Parses the options, measures, writes and prints."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--batch-size", type=int, help="images; 64 where they have 32 pixels, else 8")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--batch-size", type=int, help="images; 64 where they have 32 pixels, else 4")
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("results/models.csv"))
     options = parser.parse_args()
@@ -211,7 +211,7 @@ def main() -> None:
         for name in options.models:
             ours, opponents = forms(name)
             for opponent, theirs in opponents.items():
-                batch = options.batch_size or (64 if catalog.VARIANTS[name].input_shape[-1] == 32 else 8)
+                batch = options.batch_size or (64 if catalog.VARIANTS[name].input_shape[-1] == 32 else 4)
                 duels.append(duel(name, opponent, ours, theirs, batch, options.rounds))
                 writer.writerow(asdict(duels[-1]))
                 file.flush()

@@ -33,5 +33,6 @@ def test_an_error_survives_pickling() -> None:
 
 def test_one_line_keeps_the_kind_of_a_stranger() -> None:
     assert one_line(ValueError("first\nsecond")) == "ValueError: first"
+    assert one_line(ValueError("A sentence.")) == "ValueError: A sentence"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert one_line(BadInput("A sentence.")) == "A sentence."

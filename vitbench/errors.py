@@ -58,9 +58,9 @@ def _unpickle(kind: type[VitbenchError], text: str, state: dict[str, object]) ->
 
 
 def one_line(error: BaseException) -> str:
-    """Gives the first line of an error's text, with its kind: enough for a status note."""
+    """Gives the first line of an error's text, with its kind and without its full stop: enough for a status note."""
     text = str(error).strip()
     first = text.splitlines()[0].strip() if text else ""
     if isinstance(error, VitbenchError):
         return first
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"{type(error).__name__}: {first.removesuffix('.')}" if first else type(error).__name__

@@ -41,7 +41,7 @@ def test_weights_of_transformers_give_its_logits(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_keys_and_values_are_spatially_reduced() -> None:
-    """Paper, equations 2 to 5: SRA(Q, K, V) with SR(x) = Norm(Reshape(x, R) W)."""
+    """Paper, equations 1 to 4: SRA(Q, K, V) with SR(x) = Norm(Reshape(x, R) W)."""
     torch.manual_seed(0)
     attention: Any = SpatialReductionAttention(8, num_heads=2, ratio=2)
     x = torch.randn(1, 4 * 6, 8)

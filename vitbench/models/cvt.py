@@ -26,7 +26,7 @@ from torch.nn import functional
 
 
 class ConvEmbed(nn.Module):
-    """Convolutional token embedding: overlapping patches, each projected and normed. Source: section 3.1.
+    """Convolutional token embedding: overlapping patches, each projected and normed. Source: section 3.1, equation 1.
 
     Args:
         in_chans: channels of the map it is given.
@@ -49,7 +49,7 @@ class ConvEmbed(nn.Module):
 
 
 class ConvProjection(nn.Module):
-    """The depth-wise convolution before a projection. Source: section 3.2, equation 2, with batch norm after it."""
+    """The depth-wise convolution and batch norm before a projection. Source: section 3.2.1, equation 2."""
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ConvProjection(nn.Module):
 
 
 class ConvAttention(nn.Module):
-    """Multi-head attention over convolved tokens, fewer of them for keys and values. Source: section 3.2, figure 3 (c).
+    """Multi-head attention over convolved tokens, fewer of them for keys and values. Source: section 3.2.2, figure 3 (c).
 
     The products are divided by the root of the width C, not of one head's d, as in the official code.
 
@@ -145,7 +145,7 @@ class Stage(nn.Module):
 
 
 class LastStage(Stage):
-    """A stage whose tokens a class token precedes. Source: section 3, table 1."""
+    """A stage whose tokens a class token precedes. Source: section 3."""
 
     def __init__(self, patch_embed: ConvEmbed, blocks: list[Block]) -> None:
         super().__init__(patch_embed, blocks)
@@ -314,20 +314,20 @@ def _create(variant: str, pretrained: bool, **options: Any) -> ConvolutionalVisi
 
 @register_model
 def cvt_13(pretrained: bool = False, **options: Any) -> ConvolutionalVisionTransformer:
-    """CvT-13. Source: table 1."""
+    """CvT-13. Source: table 2."""
     sizes = {"dims": (64, 192, 384), "depths": (1, 2, 10), "num_heads": (1, 3, 6)}
     return _create("cvt_13", pretrained, **sizes | options)
 
 
 @register_model
 def cvt_21(pretrained: bool = False, **options: Any) -> ConvolutionalVisionTransformer:
-    """CvT-21. Source: table 1."""
+    """CvT-21. Source: table 2."""
     sizes = {"dims": (64, 192, 384), "depths": (1, 4, 16), "num_heads": (1, 3, 6)}
     return _create("cvt_21", pretrained, **sizes | options)
 
 
 @register_model
 def cvt_w24(pretrained: bool = False, **options: Any) -> ConvolutionalVisionTransformer:
-    """CvT-W24, wide. Source: table 1."""
+    """CvT-W24, wide. Source: table 2."""
     sizes = {"dims": (192, 768, 1024), "depths": (2, 2, 20), "num_heads": (3, 12, 16)}
     return _create("cvt_w24", pretrained, **sizes | options)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, resample_abs_pos_embed, trunc_normal_
+from timm.layers import DropPath, Mlp, PatchEmbed, resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,23 +33,8 @@ _REDUCTIONS = (8, 4, 2, 1)
 _TOTAL_STRIDE = 32
 
 
-class PatchEmbed(nn.Module):
-    """Cuts a feature map into patches and projects each on its own. Source: section 3.2."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, channels, H, W) -> (B, N, C), and the number of rows and columns of the tokens."""
-        x = self.proj(x)
-        grid = (x.shape[2], x.shape[3])
-        return self.norm(x.flatten(2).transpose(1, 2)), grid
-
-
 class SpatialReduction(nn.Module):
-    """Merges squares of R x R tokens into one. Source: section 3.3, equation 4: SR(x) = Norm(Reshape(x, R) W^S)."""
+    """Merges squares of R x R tokens into one. Source: section 3.3, equation 3: SR(x) = Norm(Reshape(x, R) W^S)."""
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
@@ -65,7 +50,7 @@ class SpatialReduction(nn.Module):
 
 
 class SpatialReductionAttention(nn.Module):
-    """Multi-head attention whose keys and values come from a spatially reduced map. Source: section 3.3, equations 2 to 5.
+    """Multi-head attention whose keys and values come from a spatially reduced map. Source: section 3.3, equations 1 to 4.
 
     Args:
         dim: width of a token, C.
@@ -113,7 +98,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patches, a position table of its own, and blocks: a feature map becomes tokens of a coarser one. Source: figure 3.
+    """Patches, a position table of its own, and blocks: a feature map becomes tokens of a coarser one.
+
+    Source: sections 3.1 and 3.2, figure 3.
 
     Args:
         grid: rows and columns of its tokens.
@@ -135,7 +122,9 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.grid_size = grid
-        self.patch_embed = PatchEmbed(in_chans, dim, patch_size)
+        self.patch_embed = PatchEmbed(
+            None, patch_size, in_chans, dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False
+        )
         self.pos_embed = nn.Parameter(torch.empty(1, num_prefix_tokens + grid[0] * grid[1], dim))
         self.blocks = nn.ModuleList(blocks)
         trunc_normal_(self.pos_embed, std=0.02)
@@ -145,8 +134,9 @@ class Stage(nn.Module):
 
     def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, channels, H, W) -> (B, N, C), and the number of rows and columns of the tokens."""
-        x, grid = self.patch_embed(x)
-        x = self._before_blocks(x)
+        x = self.patch_embed(x)  # (B, H, W, C), normed
+        grid = (x.shape[1], x.shape[2])
+        x = self._before_blocks(x.flatten(1, 2))
         for block in self.blocks:
             x = block(x, grid)
         return x, grid
@@ -159,7 +149,7 @@ class Stage(nn.Module):
 
 
 class LastStage(Stage):
-    """A stage whose tokens a class token precedes; it reduces nothing, so its attention needs no map. Source: section 3.1."""
+    """A stage whose tokens a class token precedes; it reduces nothing, so its attention needs no map. Source: section 4.1."""
 
     def __init__(self, grid: tuple[int, int], in_chans: int, dim: int, patch_size: int, blocks: list[Block]) -> None:
         super().__init__(grid, in_chans, dim, patch_size, blocks, num_prefix_tokens=1)
@@ -309,7 +299,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PyramidVisionTran
 
     A table of as many tokens is taken to be of the same grid, any other to be of a square one.
 
-    Source: official classification/pvt.py, _get_pos_embed, which resamples bilinearly.
+    Source: section 4.2; official classification/pvt.py, _get_pos_embed: bilinear.
     """
     state = renamed(state_dict)
     stages: Any = model.stages

@@ -28,12 +28,11 @@ from torch.nn import functional
 
 from vitbench import checkpoints
 
-# Kernel, stride and padding of the three soft splits; source: section 3.1, "T2T module".
+# Kernel, stride and padding of the three soft splits. Source: section 3.3; a stride is a patch less its overlap.
 _SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 # Width of the tokens between the soft splits.
 _TOKEN_DIM = 64
-# The official Performer drops so much of its two branches in training; all other dropouts are 0.
-_PERFORMER_DROPOUT = 0.1
+_PERFORMER_DROPOUT = 0.1  # of its two branches in training, as official; all others are 0
 
 
 def sinusoidal(tokens: int, dim: int) -> Tensor:
@@ -46,8 +45,8 @@ def sinusoidal(tokens: int, dim: int) -> Tensor:
 class TokenTransformer(nn.Module):
     """Restructures long tokens into short ones by a Transformer layer of one head: the T2T-ViT_t models.
 
-    Source: section 3.1, equation 1; official models/token_transformer.py. Queries, keys and values are shorter than the
-    tokens, so the values take the place of the skip connection, and the products are divided by the root of the long width.
+    Queries, keys and values are shorter than the tokens, so the values take the place of the skip connection, and the
+    products are divided by the root of the long width. Source: equation 1; official models/token_transformer.py.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -109,7 +108,7 @@ class TokenPerformer(nn.Module):
 class TokensToToken(nn.Module):
     """Splits the image softly, restructures, splits again: three times, twice with attention between.
 
-    Source: section 3.1, figure 3; official models/t2t_vit.py, T2T_module.
+    Source: section 3.1, equation 4 and figure 3; official models/t2t_vit.py, T2T_module.
 
     Args:
         in_chans: channels of the image.
@@ -147,7 +146,7 @@ def _soft_split(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
 
 
 class SqueezeExcitedAttention(Attention):
-    """Attention whose channels are weighted after it. Source: section 3.2, "T2T-ViT-SE"; official models/t2t_vit_se.py."""
+    """Attention whose channels are weighted after it. Source: section 4.2, "SE block"; official models/t2t_vit_se.py."""
 
     def __init__(self, dim: int, num_heads: int, **options: Any) -> None:
         super().__init__(dim, num_heads, **options)
@@ -177,7 +176,7 @@ class ChannelScale(nn.Module):
 class GhostProjection(nn.Module):
     """Queries, keys and values half of whose channels are multiples of the other half.
 
-    Source: section 3.2, "T2T-ViT-Ghost"; official models/t2t_vit_ghost.py, after "GhostNet", arXiv 1911.11907.
+    Source: section 4.2, "Ghost"; official models/t2t_vit_ghost.py, after "GhostNet", arXiv 1911.11907.
     """
 
     def __init__(self, dim: int) -> None:
@@ -218,7 +217,7 @@ class GhostMlp(nn.Module):
 
 
 class DenseBlock(Block):
-    """A block that adds channels to its input instead of changing them. Source: section 3.2, "T2T-ViT-Dense"."""
+    """A block that adds channels to its input instead of changing them. Source: section 4.2."""
 
     def __init__(self, dim: int, growth: int, **options: Any) -> None:
         super().__init__(dim, **options)
@@ -269,7 +268,7 @@ def dense_encoder(
 class T2TViT(nn.Module):
     """Tokens-to-token module, class token, fixed position table, an encoder, and a classifier that reads the class token.
 
-    Source: figure 4; official models/t2t_vit.py.
+    Source: section 3.2, equation 5 and figure 4; official models/t2t_vit.py.
 
     Args:
         img_size: H and W, square if one number.
@@ -420,7 +419,7 @@ def _backbone(embed_dim: int, depth: int, num_heads: int, mlp_ratio: int = 3, **
     return {"embed_dim": embed_dim, "encoder": encoder}
 
 
-# Source: tables 1 and 6, and the official constructors where those tables err: Wide has 4 blocks, Ghost 16, Dense 19.
+# Source: tables 1 and 6, and the official constructors where they differ: T2T-ViT-7 has 7 blocks, Wide 4, Ghost 16.
 _LARGE = {"14": _backbone(384, 14, 6), "19": _backbone(448, 19, 7), "24": _backbone(512, 24, 8)}
 _ENTRY_POINTS: dict[str, dict[str, Any]] = {
     **{f"t2t_vit_{depth}": _backbone(256, depth, 4, mlp_ratio=2) for depth in (7, 10, 12)},
