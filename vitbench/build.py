@@ -287,7 +287,7 @@ def create_model(
     Args:
         name: a catalog name, a timm name, or `package.module:factory`.
         weights: "random" (drawn from `seed`), "pretrained" (timm's own loading, which may download), or the path of a
-            `.safetensors`, `.pth`, `.pt`, `.bin`, `.pyth` or Google `.npz` file, in timm's or the official naming.
+            `.safetensors`, `.pth`, `.pt`, `.bin`, `.pyth`, `.pth.tar` or Google `.npz` file, in timm's or the official naming.
         img_size: height and width of the image, square if one number; position tables, windows and grids follow.
         num_frames: frames of the clip, for video models.
         num_classes: classes; by default the official variant's. Given, a file's classifier of another size is dropped.
