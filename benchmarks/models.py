@@ -1,9 +1,9 @@
 """Times the native models against other forms of the same model: eager, in inference mode, with the same weights and threads.
 
 Opponents are the implementation in transformers, where there is one, set right where it departs from the authors' code, and
-the formulation of the authors' code: attention as two products with a softmax between. The two take turns at beginning a
-round, so that a drifting machine slows both; a ratio is taken within a round, and its median over the rounds is shown with
-a 95 % bootstrap interval.
+attention as the authors' code has it, two products with a softmax between, in a model otherwise the same. The two take turns
+at beginning a round, so that a drifting machine slows both; a ratio is taken within a round, and its median over the rounds is
+shown with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations

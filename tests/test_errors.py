@@ -17,6 +17,7 @@ def test_a_name_with_its_beginning_left_out_is_near() -> None:
     error = UnknownName("model", "cvt_6_4", ["cct_6_3x2_32", "compact_cvt_6_4_32", "cvt_13", "cvt_21"])
     assert error.near[0] == "compact_cvt_6_4_32"
     assert UnknownName("model", "cvt_12", ["compact_cvt_6_4_32", "cvt_13"]).near == ("cvt_13",)
+    assert UnknownName("model", "16", ["gemma4_vit_167m", "vit_b16"]).near == ()
     assert UnknownName("model", "compact_cvt_13", ["compact_cvt_6_4_32", "cvt_13"]).near[0] == "cvt_13"
 
 

@@ -31,5 +31,14 @@ def test_timm_knows_the_native_models_in_whatever_order_both_are_imported(order:
     )
 
 
+def test_to_ask_whether_timm_is_there_is_not_to_import_it() -> None:
+    run(
+        "import importlib.util, vitbench",
+        "assert importlib.util.find_spec('timm') is not None",
+        "import timm",
+        "assert timm.is_model('cvt_13')",
+    )
+
+
 def test_other_imports_pass_by_the_hook() -> None:
     run("import vitbench, sys, json", "assert type(sys.meta_path[0]).__module__ == 'vitbench'", "import colorsys")

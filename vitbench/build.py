@@ -334,7 +334,8 @@ def _pretrained(planned: Plan, device: str | torch.device) -> nn.Module:
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path, *, classes_given: bool, size_given: bool) -> None:
     """Puts a state dict into a model, in timm's or the official naming, whole or not at all."""
     # Where official files have other names for tables, renaming comes first, so that resampled tables are known below.
-    state = _converted(model, state, path, "renamed")
+    if type(model).__module__ in models.NATIVE:
+        state = _converted(model, state, path, "renamed")
     fitted = _converted(model, state, path, "checkpoint_filter_fn", model)
     wanted = model.state_dict()
     misfits: list[str] = []

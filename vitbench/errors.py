@@ -33,8 +33,10 @@ class UnknownName(VitbenchError):
 
 
 def _near(name: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Gives up to four names: first two of which the name is the rest, or that are its own rest, then those spelt like it."""
-    whole = [one for one in known if f"_{name}" in one or name.endswith(f"_{one}")] if name else []
+    """Gives up to four names: first two of which the name is a part, or that are its own rest, then those spelt like it."""
+    # A part of some length: "16" or "vit" is part of too many.
+    part = len(name) > 4
+    whole = [one for one in known if part and (f"_{name}_" in f"{one}_" or name.endswith(f"_{one}"))]
     return tuple(dict.fromkeys([*whole[:2], *get_close_matches(name, known, n=4, cutoff=0.6)]))[:4]
 
 

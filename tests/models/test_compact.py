@@ -7,6 +7,7 @@ the official model.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -170,6 +171,19 @@ def test_sequence_pooling_is_a_weighted_mean_that_does_not_know_the_order() -> N
     torch.testing.assert_close(pool(x[:, :1].expand(3, 7, 16)), x[:, 0])  # of equal tokens, the token
     nn.init.zeros_(pool.weight)
     torch.testing.assert_close(pool(x), x.mean(dim=1))  # of equal weights, the mean
+
+
+def test_sinusoidal_positions_are_sines_and_cosines() -> None:
+    """Official src/utils/transformers.py, sinusoidal_embedding: sines in even channels, cosines in odd ones."""
+    model = timm.create_model("vit_lite_2_4_32_sine")
+    assert isinstance(model, CompactTransformer)
+    table = model.classifier.positional_emb
+    assert table.shape == (1, 65, 128)  # the class token has position 0
+    assert not table.requires_grad
+    for position, channel in ((0, 0), (0, 1), (3, 0), (3, 1), (64, 62), (64, 127)):
+        angle = position / 10000 ** (2 * (channel // 2) / 128)
+        expected = math.cos(angle) if channel % 2 else math.sin(angle)
+        assert table[0, position, channel].item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("layers", "kernel_size"), [(1, 3), (2, 3), (2, 7)])

@@ -20,6 +20,9 @@ def reference() -> Any:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = transformers.PvtForImageClassification(transformers.PvtConfig(num_labels=1000))
+    with torch.no_grad():  # else all biases are 0 and all norms 1, and nobody would see them change places
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm) and ("patch_embeddings" in name or "attention.self" in name):
             module.eps = 1e-5

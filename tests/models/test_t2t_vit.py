@@ -123,6 +123,13 @@ def test_dense_blocks_and_transitions_have_the_papers_widths() -> None:
     assert widths[-1] == model.num_features == 584
 
 
+def test_dense_blocks_drop_by_the_official_rates() -> None:
+    """Official models/t2t_vit_dense.py: linspace(0, rate, 12), of which a group takes the one of its number."""
+    model: Any = create_model("t2t_vit_dense", drop_path_rate=0.11)
+    rates = [getattr(getattr(layer, "drop_path1", None), "drop_prob", 0.0) for layer in model.blocks]
+    assert sorted(set(rates)) == pytest.approx([0.0, 0.01, 0.02, 0.03])
+
+
 def test_a_classifier_of_another_size_stays_out_of_official_weights(tmp_path: Path) -> None:
     path = tmp_path / "official.pth.tar"
     official: Any = create_model("t2t_vit_7", seed=1)
@@ -132,6 +139,10 @@ def test_a_classifier_of_another_size_stays_out_of_official_weights(tmp_path: Pa
     model.load_pretrained(str(path))
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.blocks[0].attn.qkv.weight, official.blocks[0].attn.qkv.weight)
+    damaged = {name: tensor for name, tensor in official.state_dict().items() if "blocks.3" not in name}
+    torch.save({"state_dict_ema": damaged}, tmp_path / "damaged.pth")
+    with pytest.raises(RuntimeError, match="blocks.3.norm1.weight"):
+        model.load_pretrained(str(tmp_path / "damaged.pth"))
     model.reset_classifier(1000)
     model.load_pretrained(str(path))
     assert torch.equal(model.head.weight, official.head.weight)

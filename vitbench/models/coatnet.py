@@ -129,6 +129,7 @@ class CoAtNet(nn.Module):
             raise ValueError(
                 f"CoAtNet halves images whose sides are multiples of {total_stride} pixels, not {height} x {width}."
             )
+        self.img_size = (height, width)
         self.num_classes = num_classes
         self.stem = Stem(in_chans, stem_width)
         grid, width_in = (height // 2, width // 2), stem_width
@@ -165,6 +166,10 @@ class CoAtNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w)."""
+        if x.shape[2:] != self.img_size:
+            raise ValueError(
+                f"The model has relative positions for {self.img_size} pixels; build it with the img_size of the images."
+            )
         if x.device.type == "cpu":
             # Norms and attention want channels last in memory, and convolutions keep them there: 1.2 times as fast on a CPU.
             # Elsewhere the caller decides.

@@ -37,10 +37,7 @@ def learnable(tokens: int, dim: int) -> nn.Parameter:
 
 
 def sinusoidal(tokens: int, dim: int) -> nn.Parameter:
-    """Gives the fixed position table of sines and cosines, (1, tokens, C); its frequencies fall from 1 to 1 / 10000.
-
-    Source: "Attention Is All You Need", arXiv 1706.03762, section 3.5.
-    """
+    """Gives the fixed position table of sines and cosines, (1, tokens, C). Source: arXiv 1706.03762, section 3.5."""
     channel = torch.arange(dim, dtype=torch.float64)
     frequency = 10000.0 ** -(2 * (channel // 2) / dim)
     angle = (torch.arange(tokens, dtype=torch.float64)[:, None] * frequency).float()
@@ -299,6 +296,10 @@ class CompactTransformer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, C), normed, with the class token first where there is one."""
+        if (self.tokenizer.tokens_along(x.shape[2]), self.tokenizer.tokens_along(x.shape[3])) != self.grid_size:
+            raise ValueError(
+                f"The model has positions of {self.grid_size} tokens; build it with the img_size of the images."
+            )
         out: Tensor = self.classifier(self.tokenizer(x))
         return out
 
@@ -329,7 +330,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: CompactTransforme
     """Gives a state dict whose position table fits the model's grid; the official names are ours.
 
     A learnt table of as many tokens is taken to be of the same grid, any other to be of a square one. A sinusoidal one needs no
-    resampling: the model has its own, as the official loader takes it.
+    resampling: the model has its own. (The official loader takes that at every size; here a file's of the same size is loaded.)
 
     Source: official src/utils/helpers.py, resize_pos_embed, which resamples between square grids the same way.
     """
@@ -348,7 +349,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: CompactTransforme
 _DATA = {
     "cifar10": (10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": (100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "flowers102": (102, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "flowers102": (102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698)),
     "in1k": (1000, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
 }
 
@@ -360,7 +361,7 @@ def _cfg(pixels: int, data: str, file: str = "") -> dict[str, Any]:
         "num_classes": classes,
         "input_size": (3, pixels, pixels),
         "fixed_input_size": True,
-        "crop_pct": 1.0 if pixels == 32 else 0.9,
+        "crop_pct": 0.9 if data == "in1k" else 1.0,
         "interpolation": "bicubic",
         "mean": mean,
         "std": std,

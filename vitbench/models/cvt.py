@@ -284,6 +284,7 @@ def _cfg(hub: str, pixels: int) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, pixels, pixels),
         "crop_pct": 0.875 if pixels == 224 else 1.0,
+        "crop_mode": "center" if pixels == 224 else "squash",
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,

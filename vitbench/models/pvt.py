@@ -122,9 +122,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.grid_size = grid
-        self.patch_embed = PatchEmbed(
-            None, patch_size, in_chans, dim, norm_layer=nn.LayerNorm, output_fmt="NHWC", strict_img_size=False
-        )
+        size = (grid[0] * patch_size, grid[1] * patch_size)
+        self.patch_embed = PatchEmbed(size, patch_size, in_chans, dim, norm_layer=nn.LayerNorm, output_fmt="NHWC")
         self.pos_embed = nn.Parameter(torch.empty(1, num_prefix_tokens + grid[0] * grid[1], dim))
         self.blocks = nn.ModuleList(blocks)
         trunc_normal_(self.pos_embed, std=0.02)

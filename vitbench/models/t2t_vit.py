@@ -30,8 +30,7 @@ from vitbench import checkpoints
 
 # Kernel, stride and padding of the three soft splits. Source: section 3.3; a stride is a patch less its overlap.
 _SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
-# Width of the tokens between the soft splits.
-_TOKEN_DIM = 64
+_TOKEN_DIM = 64  # width of the tokens between the soft splits
 _PERFORMER_DROPOUT = 0.1  # of its two branches in training, as official; all others are 0
 
 
@@ -69,9 +68,7 @@ class TokenTransformer(nn.Module):
 class TokenPerformer(nn.Module):
     """Restructures long tokens into short ones by a Performer layer, linear in the number of tokens.
 
-    Positive random features, phi(x) = exp(w x - |x|^2 / 2) / sqrt(m), stand for the softmax, so that keys and values are summed
-    up before a query meets them.
-
+    Positive random features, exp(w x - |x|^2 / 2) / sqrt(m), stand for the softmax: keys and values meet before the queries.
     Source: "Rethinking Attention with Performers", arXiv 2009.14794, lemma 1; official models/token_performer.py.
     """
 
@@ -259,7 +256,8 @@ def dense_encoder(
         if layers:
             layers.append(Transition(dim))
             dim //= 2
-        options |= {"drop_path": drop_path_rate * group / max(1, len(groups) - 1), "norm_layer": nn.LayerNorm}
+        # The official rates grow over 12 layers whatever the depth, and a group takes the one of its number.
+        options |= {"drop_path": drop_path_rate * group / 11, "norm_layer": nn.LayerNorm}
         layers += [DenseBlock(dim + growth * number, growth, **options) for number in range(depth)]
         dim += growth * depth
     return nn.Sequential(*layers), dim
@@ -331,12 +329,16 @@ class T2TViT(nn.Module):
     def load_pretrained(self, path: str) -> None:
         """Loads an official file, which holds more than timm's own loading accepts; a classifier of another size stays out."""
         state = checkpoint_filter_fn(checkpoints.read(Path(path)), self)
-        if state["head.weight"].shape[0] != self.num_classes:
-            del state["head.weight"], state["head.bias"]
-        self.load_state_dict(state, strict="head.weight" in state)
+        if "head.weight" in state and len(state["head.weight"]) != self.num_classes:
+            state |= {name: tensor for name, tensor in self.state_dict().items() if name.startswith("head.")}
+        self.load_state_dict(state)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + N, C), normed, the class token first."""
+        if self.tokens_to_token.grids(x.shape[2], x.shape[3])[-1] != self.grid_size:
+            raise ValueError(
+                f"The model has positions of {self.grid_size} tokens; build it with the img_size of the images."
+            )
         tokens = self.tokens_to_token(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1) + self.pos_embed
         out: Tensor = self.norm(self.blocks(x))
@@ -367,7 +369,6 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: T2TViT) -> dict[s
     """Gives a state dict in our names, which are the official ones but for Ghost's, with a position table of the model's grid.
 
     A table of as many tokens is taken to be of the same grid, any other to be of a square one.
-
     Source: official utils.py, resize_pos_embed, which resamples between square grids the same way.
     """
     state = {
@@ -388,12 +389,11 @@ def _cfg(file: str = "", pixels: int = 224) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, pixels, pixels),
         "fixed_input_size": True,
-        "crop_pct": 0.9 if pixels == 224 else 1.0,
+        "crop_pct": 0.9,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "classifier": "head",
-        "license": "bsd-3-clause-clear",
     }
 
 
