@@ -172,7 +172,8 @@ def duel(name: str, opponent: str, batch: int, rounds: int, processes: int, thre
     for _ in range(processes):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             runs.append(pool.submit(samples, name, opponent, batch, rounds, threads).result())
-    ours, theirs = ([second for run in runs for second in run[side]] for side in (0, 1))  # type: ignore[union-attr]
+    ours = [second for run in runs for second in run[0]]
+    theirs = [second for run in runs for second in run[1]]
     ratios = [other / own for own, other in zip(ours, theirs, strict=True)]
     low, high = interval(ratios)
     here = environment.describe()

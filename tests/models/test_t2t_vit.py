@@ -139,6 +139,9 @@ def test_a_classifier_of_another_size_stays_out_of_official_weights(tmp_path: Pa
     model.load_pretrained(str(path))
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.blocks[0].attn.qkv.weight, official.blocks[0].attn.qkv.weight)
+    features: Any = create_model("t2t_vit_7", num_classes=0)
+    features.load_pretrained(str(path))
+    assert torch.equal(features.norm.weight, official.norm.weight)
     damaged = {name: tensor for name, tensor in official.state_dict().items() if "blocks.3" not in name}
     torch.save({"state_dict_ema": damaged}, tmp_path / "damaged.pth")
     with pytest.raises(RuntimeError, match="blocks.3.norm1.weight"):

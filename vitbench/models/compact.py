@@ -14,6 +14,7 @@ Shapes: B batch, H W rows and columns, N tokens, C channels, h heads, d channels
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -166,7 +167,7 @@ class SequencePool(nn.Linear):
         return (weights.transpose(1, 2) @ x).squeeze(1)
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module, ABC):
     """What follows the tokenizer: position table, blocks, norm, a way of pooling and the last layer.
 
     Source: official src/utils/transformers.py, TransformerClassifier.
@@ -191,9 +192,9 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.fc = _last_layer(dim, num_classes)
 
+    @abstractmethod
     def pool(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, C)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C), before pooling."""
@@ -417,11 +418,10 @@ _SMALL = (
     *(_of_patches("compact_cvt", SequencePooled, *sizes) for sizes in ((2, 4), (4, 4), (6, 4), (7, 4), (7, 8))),
     *(_of_patches("vit_lite", ClassToken, *sizes) for sizes in ((2, 4), (4, 4), (6, 4), (7, 4), (7, 8), (7, 16))),
 )
-_LARGE = (_cct(14, 7, 2, 224), _cct(14, 7, 2, 384))
 _ENTRY_POINTS = {
     **dict(_SMALL),
     **{f"{name}_sine": {**arguments, "positions": sinusoidal} for name, arguments in _SMALL},
-    **dict(_LARGE),
+    **dict((_cct(14, 7, 2, 224), _cct(14, 7, 2, 384))),
 }
 
 

@@ -300,8 +300,7 @@ class T2TViT(nn.Module):
             raise ValueError(f"An image of {height} x {width} pixels gives no tokens; take a larger img_size.")
         self.num_prefix_tokens = 1
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        table = sinusoidal(1 + self.grid_size[0] * self.grid_size[1], embed_dim)
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        self.pos_embed = nn.Parameter(sinusoidal(1 + math.prod(self.grid_size), embed_dim), requires_grad=False)
         self.blocks, dim = encoder(embed_dim, drop_path_rate)
         self.norm = nn.LayerNorm(dim)
         self.num_classes = num_classes
@@ -330,7 +329,8 @@ class T2TViT(nn.Module):
         """Loads an official file, which holds more than timm's own loading accepts; a classifier of another size stays out."""
         state = checkpoint_filter_fn(checkpoints.read(Path(path)), self)
         if "head.weight" in state and len(state["head.weight"]) != self.num_classes:
-            state |= {name: tensor for name, tensor in self.state_dict().items() if name.startswith("head.")}
+            own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("head.")}
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | own
         self.load_state_dict(state)
 
     def forward_features(self, x: Tensor) -> Tensor:
