@@ -48,7 +48,7 @@ OFFICIAL_PARAMS = {
 }
 
 # Families of which the papers print figures for the larger models only.
-UNPRINTED = ("cct", "compact_cvt", "vit_lite")
+UNPRINTED = ("cct", "compact_cvt", "vit_lite", "vivit")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -73,9 +73,15 @@ def test_a_row_is_well_formed(row: catalog.Variant) -> None:
     assert published.find(row.published_ids) or row.name == "regnety_16gf" or row.family in UNPRINTED
 
 
-def test_only_some_compact_transformers_and_deits_teacher_have_no_printed_figures() -> None:
-    """The paper prints its larger models, all with learnt positions."""
+def test_only_some_compact_transformers_vivits_and_deits_teacher_have_no_printed_figures() -> None:
+    """The former's paper prints its larger models, all with learnt positions; ViViT's, one tubelet of each size."""
     without = {row.name for row in ROWS if not published.find(row.published_ids)}
+    printed = {f"vivit_b_16x2_{model}" for model in ("m1", "fe", "fsa", "fdp", "avgpool")}
+    printed |= {"vivit_l_16x2_m1", "vivit_l_16x2_fe", "vivit_h_16x2_m1", "vivit_h_14x2_m1"}
+    assert {name for name in without if name.startswith("vivit")} == {
+        row.name for row in ROWS if row.family == "vivit" and row.name not in printed
+    }
+    without = {name for name in without if not name.startswith("vivit")}
     assert without == {
         "regnety_16gf",
         *(row.name for row in ROWS if row.name.endswith("_sine")),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -312,3 +314,63 @@ def test_googles_npz_of_a_hybrid_loads_as_timm_loads_it(tmp_path: Path) -> None:
     judge.load_pretrained(str(tmp_path / "vit.npz"))
     assert same(judge, state)
     assert same(vitbench.create_model("r50_vit_b16", weights=tmp_path / "vit.npz", **sizes), state)
+
+
+# Two states of scenic's training as flax 0.12.8 wrote them (serialization.to_bytes): from before flax had optax, and since.
+FLAX = {
+    "optimizer": (
+        "hKlvcHRpbWl6ZXKCpnRhcmdldIOjY2xzxxcBk5MBAQKnZmxvYXQzMsQIAAAAPwAAgL+rVHJhbnNmb3JtZXKBrGVuY29kZXJfbm9ybYKlc2NhbG"
+        "XHFQGTkQKnZmxvYXQzMsQIAAAAAAAAgD+kYmlhc8cSAZORAqhiZmxvYXQxNsQEQECAQLFvdXRwdXRfcHJvamVjdGlvboKma2VybmVsxyYBk5IC"
+        "A6dmbG9hdDMyxBgAAAAAAACAPwAAAEAAAEBAAACAQAAAoECkYmlhc8cZAZORA6dmbG9hdDMyxAwAAAAAAAAAAAAAAAClc3RhdGWCpHN0ZXDHDg"
+        "OTkKVpbnQzMsQEBwAAAKxwYXJhbV9zdGF0ZXOBo2Nsc4GobW9tZW50dW3HFwGTkwEBAqdmbG9hdDMyxAgAAIA/AACAP6tnbG9iYWxfc3RlcAer"
+        "bW9kZWxfc3RhdGWAo3JuZ8cUAZORAqZ1aW50MzLECAAAAAABAAAA"
+    ),
+    "params": (
+        "g6ZwYXJhbXODo2Nsc8cXAZOTAQECp2Zsb2F0MzLECAAAAD8AAIC/q1RyYW5zZm9ybWVygaxlbmNvZGVyX25vcm2CpXNjYWxlxxUBk5ECp2Zsb2"
+        "F0MzLECAAAAAAAAIA/pGJpYXPHEgGTkQKoYmZsb2F0MTbEBEBAgECxb3V0cHV0X3Byb2plY3Rpb26Cpmtlcm5lbMcmAZOSAgOnZmxvYXQzMsQY"
+        "AAAAAAAAgD8AAABAAABAQAAAgEAAAKBApGJpYXPHGQGTkQOnZmxvYXQzMsQMAAAAAAAAAAAAAAAAqW9wdF9zdGF0ZYGhMIGlY291bnTHDgOTkK"
+        "VpbnQzMsQEAQAAAKtnbG9iYWxfc3RlcAE="
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLAX)
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint_30", "vivit.msgpack"])
+def test_flax_checkpoints_of_scenic(tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(base64.b64decode(FLAX[kind]))
+    found = checkpoints.read(path)
+    assert set(found) == {"cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert found["cls_token"].tolist() == [[[0.5, -1.0]]]
+    assert found["head.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["norm.bias"].dtype == torch.bfloat16
+    assert found["norm.bias"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (base64.b64decode(FLAX["params"])[:150], "truncated or no flax checkpoint"),
+        (b"\x07", "truncated or no flax checkpoint"),
+        (b"\x81\xa1a\x07", "it holds no arrays"),
+        (b"", "truncated or no flax checkpoint"),
+        # An array of a type that torch does not have, and one whose numbers do not fill its shape.
+        (b"\x81\xa1a\xc7\x0b\x01\x93\x91\x01\xa3evi\xc4\x01\x00", "truncated or no flax checkpoint"),
+        (b"\x81\xa1a\xc7\x0f\x01\x93\x91\x02\xa7float32\xc4\x01\x00", "truncated or no flax checkpoint"),
+    ],
+)
+def test_a_damaged_flax_checkpoint_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=expected):
+        checkpoints.read(path)
+
+
+def test_without_msgpack_a_flax_checkpoint_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(base64.b64decode(FLAX["params"]))
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    with pytest.raises(BadInput, match=r"pip install 'vitbench\[flax\]'"):
+        checkpoints.read(path)

@@ -96,13 +96,28 @@ def test_rounding_is_half_a_unit_of_the_last_place(
         ("FLOPs = 2 per multiply-add", 7.7e9),
         ("MACs WITHOUT attention matmuls", None),
         ("MACs, counter misses part of the attention matmuls", None),
-        ("MACs incl. attention matmuls, summed over 3 spatial crops", None),
         ("unclear: near 2 x MACs", None),
         ("third-party counter", None),
     ],
 )
 def test_a_figure_is_compared_in_its_own_convention(convention: str, macs: float | None) -> None:
     assert replace(SWIN_B, convention=convention).macs == macs
+
+
+@pytest.mark.parametrize(
+    ("views", "macs"),
+    [("1x3 INCLUDED (0.59 TFLOPs)", 15.4e9 / 3), ("4x3 INCLUDED", 15.4e9 / 12), ("1x3 (not included)", 15.4e9)],
+)
+def test_views_that_a_figure_includes_are_taken_apart(views: str, macs: float) -> None:
+    assert replace(SWIN_B, views=views, convention="MACs incl. attention matmuls, summed over crops").macs == macs
+
+
+def test_timesformers_figures_are_of_three_views() -> None:
+    """Analytic MACs of one clip, against the paper's TFLOPs of three crops."""
+    for name, macs in (("timesformer_divided", 195.8e9), ("timesformer_hr", 1702.7e9), ("timesformer_l", 2379.9e9)):
+        figures = [one for one in FIGURES if one.variant == name and "INCLUDED" in one.views]
+        assert figures
+        assert all(one.macs == pytest.approx(macs, rel=0.005) for one in figures)
 
 
 def test_two_for_each_multiply_accumulate_is_halved_in_the_file_too() -> None:

@@ -316,7 +316,13 @@ def create_model(
             return planned.build(device)
         state = checkpoints.read(Path(weights))
         model = planned.build()
-        _load(model, state, Path(weights), classes_given=num_classes is not None, size_given=img_size is not None)
+        _load(
+            model,
+            state,
+            Path(weights),
+            classes_given=num_classes is not None,
+            size_given=img_size is not None or num_frames is not None,
+        )
         return model.to(device)
 
 

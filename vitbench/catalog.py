@@ -17,6 +17,7 @@ from vitbench.errors import UnknownName
 IMAGENET_CLASSES = 1000
 CIFAR10_CLASSES = 10
 FLOWERS102_CLASSES = 102
+KINETICS400_CLASSES = 400
 IMAGENET_22K_CLASSES = 21841
 IMAGENET_21K_P_CLASSES = 19168
 
@@ -112,6 +113,24 @@ _PAPERS = {
         year=2021,
         repository="facebookresearch/mvit",
     ),
+    "vivit": Paper(
+        title="ViViT: A Video Vision Transformer", arxiv="2103.15691", year=2021, repository="google-research/scenic"
+    ),
+    "timesformer": Paper(
+        title="Is Space-Time Attention All You Need for Video Understanding?",
+        arxiv="2102.05095",
+        year=2021,
+        repository="facebookresearch/TimeSformer",
+    ),
+    "mvit": Paper(
+        title="Multiscale Vision Transformers", arxiv="2104.11227", year=2021, repository="facebookresearch/SlowFast"
+    ),
+    "mvitv2_video": Paper(
+        title="MViTv2: Improved Multiscale Vision Transformers for Classification and Detection",
+        arxiv="2112.01526",
+        year=2021,
+        repository="facebookresearch/SlowFast",
+    ),
     "deit3": Paper(
         title="DeiT III: Revenge of the ViT", arxiv="2204.07118", year=2022, repository="facebookresearch/deit"
     ),
@@ -182,6 +201,38 @@ def _image(
     )
 
 
+def _clip(
+    family: str,
+    paper: str,
+    name: str,
+    frames: int,
+    size: int = 224,
+    *,
+    published: tuple[str, ...] = ("",),
+    note: str = "",
+) -> Variant:
+    return Variant(
+        name=name,
+        family=family,
+        paper=_PAPERS[paper],
+        timm_name=name,
+        input_shape=(3, frames, size, size),
+        num_classes=KINETICS400_CLASSES,
+        published_ids=tuple(one or name for one in published),
+        note=note,
+    )
+
+
+def _vivit(size: str, tubelet: str) -> tuple[Variant, ...]:
+    """Gives ViViT's four models of one size and tubelet."""
+    name = f"vivit_{size}_{tubelet}"
+    long = {"vivit_l_16x2_fe": ("", "vivit_l_16x2_fe_128f")}
+    return tuple(
+        _clip("vivit", "vivit", f"{name}_{model}", 32, published=long.get(f"{name}_{model}", ("",)), note=note)
+        for model, note in _VIVIT_MODELS.items()
+    )
+
+
 def _compact(
     family: str, name: str, note: str, *, size: int = 32, num_classes: int = CIFAR10_CLASSES
 ) -> tuple[Variant, Variant]:
@@ -214,6 +265,17 @@ _VIT_LITE = "a small ViT; the figures after the name are its depth, its patch an
 _RW = "redesigned by timm's author, not the paper's model"
 _IN22K = "the official weights of this window are those of ImageNet-22k: 21841 classes"
 _IN21K = "the official weights are those of ImageNet-21k: 19168 classes"
+
+_VIVIT_MODELS = {
+    "m1": "Model 1: spatio-temporal attention",
+    "fe": "Model 2: factorised encoder",
+    "fsa": "Model 3: factorised self-attention",
+    "fdp": "Model 4: factorised dot-product attention",
+}
+_DIVIDED = "divided attention, time then space: what the paper calls TimeSformer"
+_SMALL_MVIT = (
+    "after the paper's table 3(c): there is no official configuration, and strides of keys and values are not printed"
+)
 
 _ROWS = (
     # ViT. Ti and S come from the AugReg paper; g and G from Scaling Vision Transformers.
@@ -436,6 +498,32 @@ _ROWS = (
     *_compact("vit_lite", "vit_lite_7_4_32", _VIT_LITE),
     *_compact("vit_lite", "vit_lite_7_8_32", _VIT_LITE),
     *_compact("vit_lite", "vit_lite_7_16_32", _VIT_LITE),
+    # ViViT: the sides of a tubelet and its frames, then the model.
+    *(row for size in "blh" for tubelet in ("16x2", "14x2", "16x4", "16x8") for row in _vivit(size, tubelet)),
+    _clip("vivit", "vivit", "vivit_b_16x2_avgpool", 32, note="Model 2 without temporal encoder: an average over time"),
+    _clip("vivit", "vivit", "vivit_b_16x4_m1_uniform", 32, note="Model 1 on patches of 8 frames, sampled uniformly"),
+    # TimeSformer.
+    _clip("timesformer", "timesformer", "timesformer_space", 8, note="every frame by itself"),
+    _clip("timesformer", "timesformer", "timesformer_joint", 8, note="every patch of the clip"),
+    _clip("timesformer", "timesformer", "timesformer_divided", 8, note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer", 8, published=("timesformer_divided",), note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer_lg", 8, note="sparse local, then sparse global attention"),
+    _clip("timesformer", "timesformer", "timesformer_axial", 8, note="attention over time, width, height"),
+    _clip("timesformer", "timesformer", "timesformer_hr", 16, 448, note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer_l", 96, published=("", "timesformer_l_64f"), note=_DIVIDED),
+    # MViT: frames and the distance between them.
+    _clip("mvit", "mvit", "mvit_s_16x4", 16, note=_SMALL_MVIT),
+    _clip("mvit", "mvit", "mvit_b_16x4", 16),
+    _clip("mvit", "mvit", "mvit_b_32x3", 32),
+    _clip("mvit", "mvit", "mvit_b_64x3", 64),
+    _clip("mvit", "mvit", "mvit_b_24_32x3", 32, note="24 layers; pooling kernels of a stride and one more"),
+    _image("mvit", "mvit", "mvit_b_16_image", "mvit_b_16_image"),
+    _image("mvit", "mvit", "mvit_b_24_image", "mvit_b_24_image", note="24 layers"),
+    _image("mvit", "mvit", "mvit_b_24_wide_image", "mvit_b_24_wide_image", 320, note="24 layers, from 112 channels"),
+    # MViTv2, clips.
+    _clip("mvitv2", "mvitv2_video", "mvitv2_s_16x4", 16),
+    _clip("mvitv2", "mvitv2_video", "mvitv2_b_32x3", 32),
+    _clip("mvitv2", "mvitv2_video", "mvitv2_l_40x3", 40, 312, published=("", "mvitv2_l_32x3")),
 )
 
 # What a family's name alone would let a reader take for another.

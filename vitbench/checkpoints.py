@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,26 @@ def read(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: `.safetensors`; `.pth`, `.pt`, `.bin`, `.pyth` or `.pth.tar` as torch writes them, plain or wrapped in
-            `state_dict_ema`, `state_dict`, `model` or `model_state`; or Google's `.npz` of a ViT, a hybrid or a BiT, whose names
-            are turned into timm's.
+            `state_dict_ema`, `state_dict`, `model` or `model_state`; Google's `.npz` of a ViT, a hybrid, a BiT or a ViViT; or
+            scenic's flax checkpoint, `.msgpack` or called `checkpoint`. Names of flax are turned into timm's.
 
     Raises:
         BadInput: there is no such file, it is damaged or of another kind, or it holds more than tensors.
     """
     name = path.name.lower()
     suffix = ".pth.tar" if name.endswith(".pth.tar") else path.suffix.lower()
-    if suffix not in (".safetensors", ".npz", *_TORCH):
+    if re.fullmatch(r"checkpoint(_\d+)?", name):
+        suffix = ".msgpack"  # flax gives its files no ending
+    if suffix not in (".safetensors", ".npz", ".msgpack", *_TORCH):
         raise BadInput(
-            f"Cannot tell how to read weights from {path}: its name must end in .safetensors, .npz or {_TORCH}."
+            f"Cannot tell how to read weights from {path}: its name must end in .safetensors, .npz, .msgpack or {_TORCH}."
         )
     if not path.is_file():
         raise BadInput(f"There is no weights file {path}.")
     if suffix == ".safetensors":
         return _without_prefix(_read_safetensors(path), path)
-    if suffix == ".npz":
-        return _timm_names(_read_npz(path), path)
+    if suffix in (".npz", ".msgpack"):
+        return _timm_names(_read_npz(path) if suffix == ".npz" else _read_msgpack(path), path)
     return _without_prefix(_unwrap(_read_torch(path)), path)
 
 
@@ -88,6 +90,52 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         raise BadInput(f"{path} is truncated or no .npz file of numbers ({one_line(error)}).") from error
 
 
+def _read_msgpack(path: Path) -> dict[str, Tensor]:
+    try:
+        import msgpack
+    except ModuleNotFoundError:
+        raise BadInput(
+            f"{path} is a flax checkpoint; reading it needs msgpack: pip install 'vitbench[flax]'."
+        ) from None
+
+    def array(code: int, data: bytes) -> Any:
+        # Source: flax, serialization.py: 1 is an array, 3 a number, both (shape, type, bytes); others are no weights.
+        if code not in (1, 3):
+            return None
+        shape, dtype, numbers = msgpack.unpackb(data)
+        return torch.frombuffer(bytearray(numbers), dtype=getattr(torch, dtype)).reshape(shape) if numbers else None
+
+    try:
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=array, strict_map_key=False)
+        # Source: scenic, train_lib/train_utils.py, TrainState, now and before flax had optax.
+        for outer, inner in (("optimizer", "target"), ("params", "")):
+            if isinstance(tree, dict) and outer in tree:
+                tree = tree[outer][inner] if inner else tree[outer]
+        state = dict(_flat(tree, ""))
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
+        raise BadInput(f"{path} is truncated or no flax checkpoint ({one_line(error)}).") from error
+    if not state:
+        raise BadInput(f"{path} is no flax checkpoint of weights: it holds no arrays.")
+    return state
+
+
+def _flat(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Gives the tensors of nested mappings, each with its path."""
+    for name, branch in tree.items():
+        if isinstance(branch, Tensor):
+            yield f"{path}{name}", branch
+        elif isinstance(branch, dict):
+            yield from _flat(branch, f"{path}{name}/")
+
+
 def _unwrap(loaded: Any) -> Any:
     while isinstance(loaded, Mapping):
         inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
@@ -114,16 +162,20 @@ _FLAX = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
         (r"^cls$", "cls_token"),
+        (r"^cls_(Spatial|Temporal)Transformer$", lambda found: f"{found[1].lower()}.cls_token"),
         (r"^embedding/", "patch_embed.proj."),
-        (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
-        (r"^Transformer/encoder_norm/", "norm."),
-        (r"^Transformer/encoderblock_(\d+)/", r"blocks.\1."),
-        (r"LayerNorm_0/", "norm1."),
-        (r"LayerNorm_[12]/", "norm2."),
-        (r"MultiHeadDotProductAttention_\d/out/", "attn.proj."),
-        (r"MultiHeadDotProductAttention_\d/", "attn."),
-        (r"MlpBlock_\d/Dense_0/", "mlp.fc1."),
-        (r"MlpBlock_\d/Dense_1/", "mlp.fc2."),
+        (r"^(Spatial|Temporal)?Transformer/", lambda found: f"{found[1].lower()}." if found[1] else ""),
+        (r"posembed_input/pos_embedding$", "pos_embed"),
+        (r"encoder_norm/", "norm."),
+        (r"encoderblock_(\d+)/", r"blocks.\1."),
+        (r"LayerNorm_(0|space)/", "norm1."),
+        (r"LayerNorm_time/", "temporal_norm1."),
+        (r"LayerNorm_(1|2|mlp)/", "norm2."),
+        (r"MultiHeadDotProductAttention_(\d|space)/", "attn."),
+        (r"MultiHeadDotProductAttention_time/", "temporal_attn."),
+        (r"attn\.out/", "attn.proj."),
+        (r"MlpBlock(_\d)?/Dense_0/", "mlp.fc1."),
+        (r"MlpBlock(_\d)?/Dense_1/", "mlp.fc2."),
         # The hybrids' ResNet.
         (r"^conv_root/", "patch_embed.backbone.stem.conv."),
         (r"^gn_root/", "patch_embed.backbone.stem.norm."),
@@ -140,6 +192,7 @@ _FLAX = tuple(
         (r"([abc])/standardized_conv2d/", lambda found: f"conv{'abc'.index(found[1]) + 1}."),
         (r"([abc])/group_norm/", lambda found: f"norm{'abc'.index(found[1]) + 1}."),
         # What is left of head/kernel and pre_logits/kernel.
+        (r"^output_projection/", "head."),
         (r"^(head|pre_logits)/", r"\1."),
         (r"(kernel|scale|gamma)$", "weight"),
         (r"beta$", "bias"),
@@ -152,19 +205,17 @@ def _stage(found: re.Match[str]) -> str:
 
 
 def _timm_names(arrays: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Turns the flax names and layouts of Google's ViT, hybrid and BiT files into timm's."""
+    """Turns the flax names and layouts of Google's ViT, hybrid, BiT and ViViT files into timm's."""
     state: dict[str, Tensor] = {}
     heads: dict[str, dict[str, Tensor]] = {}
     for flax_name, tensor in arrays.items():
-        name = flax_name.removeprefix("opt/target/").removeprefix("params/")
+        name = flax_name.removeprefix("opt/target/").removeprefix("optimizer/target/").removeprefix("params/")
         for pattern, replacement in _FLAX:
             name = pattern.sub(replacement, name)
-        if ".attn." in name and not name.startswith("attn.proj") and ".attn.proj" not in name:
+        if projection := re.fullmatch(r"(.+attn\.)(query|key|value)/(weight|bias)", name):
             # blocks.0.attn.query/weight: three tensors become one.
-            stem, _, part = name.partition(".attn.")
-            which, _, kind = part.partition("/")
-            heads.setdefault(f"{stem}.attn.qkv.{kind}", {})[which] = _projection_in(tensor)
-        elif ".attn.proj.weight" in name and tensor.ndim == 3:
+            heads.setdefault(f"{projection[1]}qkv.{projection[3]}", {})[projection[2]] = _projection_in(tensor)
+        elif name.endswith("attn.proj.weight") and tensor.ndim == 3:
             state[name] = tensor.flatten(0, 1).T.contiguous()
         else:
             state[name] = _torch_layout(name, tensor)
@@ -185,6 +236,8 @@ def _torch_layout(name: str, tensor: Tensor) -> Tensor:
         return tensor.flatten()
     if tensor.ndim == 4:
         return tensor.permute(3, 2, 0, 1).contiguous()
+    if tensor.ndim == 5:
+        return tensor.permute(4, 3, 0, 1, 2).contiguous()
     if tensor.ndim == 2 and name.endswith("weight"):
         return tensor.T.contiguous()
     return tensor

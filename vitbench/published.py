@@ -6,6 +6,7 @@ A figure is kept as the text that was printed, so that its rounding is known: "4
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ class Figure:
         input: "3x224x224"; clips are channels x frames x height x width.
         params_M, flops_G: as printed, in millions and in units of 1e9; empty where the source gives none.
         convention: what flops_G counts, with the evidence.
+        views: temporal and spatial crops of a video that a result averages; "INCLUDED" where flops_G is of all of them.
         reason: why a right count differs from this figure by more than the tolerance; empty where it does not.
     """
 
@@ -72,14 +74,14 @@ class Figure:
     def macs(self) -> float | None:
         """Published multiply-accumulates with attention; None where the source counts something else.
 
-        Figures that count two for each multiply-accumulate are halved.
+        Figures that count two for each multiply-accumulate are halved; those of several views of a video are of one.
         """
-        return float(self.flops_G) * _GIGA / self._per_mac if self.flops_G and self._per_mac else None
+        return float(self.flops_G) * _GIGA / self._counted if self.flops_G and self._counted else None
 
     @property
     def macs_rounding(self) -> float:
         """Half a unit of the last printed place of the multiply-accumulates."""
-        return _half_unit(self.flops_G) * _GIGA / (self._per_mac or 1)
+        return _half_unit(self.flops_G) * _GIGA / (self._counted or 1)
 
     def agrees(self, quantity: Quantity, count: float) -> bool | None:
         """Tells whether a count agrees with this figure; None where the source does not give that quantity."""
@@ -92,13 +94,15 @@ class Figure:
         return abs(count - printed) <= max(tolerance * printed, rounding) * (1 + 1e-9)
 
     @property
-    def _per_mac(self) -> int:
-        # 0: not a count of every multiply-accumulate.
+    def _counted(self) -> int:
+        """How often each multiply-accumulate of one input was counted; 0 where not every one was."""
         if self.convention.startswith("FLOPs = 2"):
             return 2
-        if "WITHOUT" in self.convention or "misses" in self.convention or "summed over" in self.convention:
+        if "WITHOUT" in self.convention or "misses" in self.convention:
             return 0
-        return 1 if self.convention.startswith(("MACs", "multiply-adds")) else 0
+        included = re.match(r"(\d+)x(\d+) INCLUDED", self.views)
+        views = int(included[1]) * int(included[2]) if included else 1
+        return views if self.convention.startswith(("MACs", "multiply-adds")) else 0
 
     @property
     def from_memory(self) -> bool:

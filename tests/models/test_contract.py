@@ -16,7 +16,8 @@ from vitbench.errors import BadInput, VitbenchError
 
 models.register()
 
-# One of each kind of block, tokenizer, pooling and encoder: name, image, shape of forward_features for a batch of one.
+# One of each kind of block, tokenizer, pooling and encoder: name, image, shape of forward_features for a batch of one. Clips
+# have 8 frames.
 KINDS: dict[str, tuple[int, tuple[int, ...]]] = {
     "cct_2_3x2_32": (32, (64, 128)),
     "cct_2_3x2_32_sine": (32, (64, 128)),
@@ -33,7 +34,27 @@ KINDS: dict[str, tuple[int, tuple[int, ...]]] = {
     "coatnet_0_cccc": (64, (768, 2, 2)),
     "coatnet_0_cttt": (64, (768, 2, 2)),
     "vit_rel": (64, (16, 384)),
+    "vivit_b_16x2_m1": (32, (17, 96)),
+    "vivit_b_16x2_fe": (32, (5, 96)),
+    "vivit_b_16x2_avgpool": (32, (1, 96)),
+    "vivit_b_16x2_fsa": (32, (16, 96)),
+    "vivit_b_16x2_fdp": (32, (16, 96)),
+    "vivit_b_16x4_m1_uniform": (32, (9, 96)),
+    "timesformer_space": (32, (5, 96)),
+    "timesformer_joint": (32, (33, 96)),
+    "timesformer_divided": (32, (33, 96)),
+    "timesformer_lg": (64, (129, 96)),
+    "timesformer_axial": (32, (33, 96)),
+    "mvit_s_16x4": (64, (17, 512)),
+    "mvit_b_16x4": (64, (65, 384)),
+    "mvit_b_16_image": (64, (17, 384)),
+    "mvitv2_s_16x4": (64, (65, 384)),
 }
+FRAMES = 8
+# Smaller than the papers', for the sake of time.
+_COLUMN = {"embed_dim": 96, "depth": 2, "num_heads": 4}
+_PYRAMID = {"depth": 5, "stages": (1, 3)}
+SMALLER: dict[str, dict[str, Any]] = {"vivit": _COLUMN, "timesformer": _COLUMN, "mvit": _PYRAMID, "mvitv2": _PYRAMID}
 # What has no part in the logits: CvT's classifier reads the class token, whose queries go around the convolutions; softmax does
 # not see a number that is added to all weights. Source for CvT: the official code shows the same three.
 STILL = {
@@ -41,17 +62,25 @@ STILL = {
     "cct_2_3x2_32": {"classifier.attention_pool.bias"},
     "cct_2_3x2_32_sine": {"classifier.attention_pool.bias"},
     "compact_cvt_2_4_32": {"classifier.attention_pool.bias"},
+    "mvitv2_s_16x4": {f"blocks.4.attn.{name}" for name in ("pool_q.weight", "rel_pos_t", "rel_pos_h", "rel_pos_w")},
 }
+
+
+def clips(name: str) -> bool:
+    return catalog.VARIANTS[name].modality == "video"
 
 
 def build(name: str, **options: Any) -> Any:
     pixels, _ = KINDS[name]
-    return create_model(name, img_size=pixels, **options).eval()
+    smaller = SMALLER.get(catalog.VARIANTS[name].family, {})
+    frames = {"num_frames": FRAMES} if clips(name) else {}
+    return create_model(name, **{"img_size": pixels, **frames, **smaller, **options}).eval()
 
 
 def images(name: str, batch: int = 1) -> Tensor:
     pixels, _ = KINDS[name]
-    return torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
+    extents = (FRAMES, pixels, pixels) if clips(name) else (pixels, pixels)
+    return torch.randn(batch, 3, *extents, generator=torch.Generator().manual_seed(1))
 
 
 def perturbed(model: Any) -> Any:
@@ -108,7 +137,7 @@ def test_gradients_reach_every_parameter_that_is_trained(name: str) -> None:
     }
     # What rounding leaves of a gradient that is zero may be there or not; CvT's three are none at all.
     assert without <= STILL.get(name, set())
-    assert name != "cvt_13" or without == STILL[name]
+    assert name not in ("cvt_13", "mvitv2_s_16x4") or without == STILL[name]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -124,8 +153,13 @@ def test_bfloat16_runs_by_autocast_and_as_the_model(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cct_2_3x2_32", "vit_lite_2_4_32_sine", "cvt_13", "t2t_vit_7", "pvt_tiny", "coatnet_0"]
-)
+    "name",
+    [
+        "cct_2_3x2_32", "vit_lite_2_4_32_sine", "cvt_13", "t2t_vit_7", "pvt_tiny", "coatnet_0", "vivit_b_16x2_fe",
+        "vivit_b_16x2_fsa", "vivit_b_16x2_fdp", "vivit_b_16x4_m1_uniform", "timesformer_divided", "timesformer_lg", "mvit_b_16x4",
+        "mvitv2_s_16x4",
+    ],
+)  # fmt: skip
 def test_it_compiles_whole(name: str) -> None:
     model, x = build(name), images(name, 2)
     torch.compiler.reset()
@@ -135,10 +169,12 @@ def test_it_compiles_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("size", [(64, 96), (96, 32)])
+@pytest.mark.parametrize("size", [(64, 96), (96, 32)])  # timesformer_lg halves 4 x 6 and 6 x 2 patches
 def test_another_size_goes_in(name: str, size: tuple[int, int]) -> None:
-    model = plan(name, img_size=size).build("meta")
-    assert model(torch.zeros(2, 3, *size, device="meta")).shape == (2, catalog.VARIANTS[name].num_classes)
+    frames = (4,) if clips(name) else ()
+    model = plan(name, img_size=size, num_frames=4 if frames else None).build("meta")
+    x = torch.zeros(2, 3, *frames, *size, device="meta")
+    assert model(x).shape == (2, catalog.VARIANTS[name].num_classes)
 
 
 @pytest.mark.parametrize(
@@ -160,16 +196,31 @@ def test_a_size_that_cannot_be_taken_is_refused(name: str, size: Any, expected: 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "cvt_13"])
 def test_images_of_another_shape_are_refused_also_with_as_many_tokens(name: str) -> None:
-    model = plan(name, img_size=(64, 96)).build("meta")
-    with pytest.raises((ValueError, AssertionError), match="img_size of the images|doesn't match model"):
-        model(torch.zeros(1, 3, 96, 64, device="meta"))
+    model = plan(name, img_size=(64, 96), num_frames=4 if clips(name) else None).build("meta")
+    with pytest.raises(
+        (ValueError, AssertionError), match="img_size of the images|img_size and num_frames|doesn't match model"
+    ):
+        model(torch.zeros(1, 3, *((4,) if clips(name) else ()), 96, 64, device="meta"))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if clips(name)])
+def test_clips_of_another_length_are_refused(name: str) -> None:
+    model = plan(name, img_size=(64, 96), num_frames=8).build("meta")
+    with pytest.raises(ValueError, match="inputs of 8x64x96, not 4x64x96; build it with the img_size and num_frames"):
+        model(torch.zeros(1, 3, 4, 64, 96, device="meta"))
+    with pytest.raises(ValueError, match="not 64x96"):
+        model(torch.zeros(1, 3, 64, 96, device="meta"))
 
 
 # Every norm's eps, where it is not that of a batch or layer norm of torch's. Source: the official constructors; it is too small a
 # thing for logits to show.
 @pytest.mark.parametrize(
-    "name", ["cct_2_3x2_32", "vit_lite_2_4_32_sine", "cvt_13", "t2t_vit_7", "t2t_vit_dense", "pvt_tiny"]
-)
+    "name",
+    [
+        "cct_2_3x2_32", "vit_lite_2_4_32_sine", "cvt_13", "t2t_vit_7", "t2t_vit_dense", "pvt_tiny", "vivit_b_16x2_fe",
+        "vivit_b_16x2_fsa", "timesformer_axial", "mvit_b_16x4", "mvitv2_s_16x4",
+    ],
+)  # fmt: skip
 def test_norms_have_the_official_eps(name: str) -> None:
     norms = {
         key: module.eps
@@ -177,14 +228,15 @@ def test_norms_have_the_official_eps(name: str) -> None:
         if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))
     }
     of_blocks = r"(stages\.\d\.blocks\.\d+\.norm\d|norm)"
-    expected = {key: 1e-6 if name == "pvt_tiny" and re.fullmatch(of_blocks, key) else 1e-5 for key in norms}
+    of_pvt = {key: 1e-6 if name == "pvt_tiny" and re.fullmatch(of_blocks, key) else 1e-5 for key in norms}
+    expected = dict.fromkeys(norms, 1e-6) if name.startswith(("vivit", "timesformer", "mvit")) else of_pvt
     assert norms == expected
     assert len(norms) > 4
 
 
-@pytest.mark.parametrize("name", ["cct_2_3x2_32", "cvt_13", "t2t_vit_7", "pvt_tiny"])
+@pytest.mark.parametrize("name", ["cct_2_3x2_32", "cvt_13", "t2t_vit_7", "pvt_tiny", "vivit_b_16x2_fe"])
 def test_another_pooling_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot take its place"):
+    with pytest.raises(ValueError, match="cannot take its place|so it cannot be 'avg'"):
         build(name).reset_classifier(3, "avg")
 
 
@@ -196,10 +248,12 @@ def test_its_own_state_dict_loads_again_also_at_another_size(name: str, tmp_path
     loaded = build(name, weights=path)
     state = torch.load(path)
     assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
-    larger = create_model(name, img_size=2 * pixels, weights=path)
+    # ViViT has one table for time and space, of which only one can be told to be another.
+    longer = {"num_frames": 2 * FRAMES} if clips(name) and "vivit" not in name else {}
+    larger = build(name, img_size=2 * pixels, weights=path, **longer)
     resampled = {key for key, tensor in larger.state_dict().items() if tensor.shape != state[key].shape}
-    tables = ("pos_embed", "positional_emb", "relative_position_bias_table")
-    assert all(key.endswith(tables) for key in resampled)
+    tables = ("pos_embed", "positional_emb", "relative_position_bias_table", "time_embed", "spatial", "temporal")
+    assert all(key.endswith(tables) or ".rel_pos_" in key for key in resampled)
     assert bool(resampled) == (name not in ("cvt_13", "coatnet_0_cccc"))
     assert all(tensor.isfinite().all() for tensor in larger.state_dict().values())
 

@@ -7,8 +7,11 @@ NATIVE: tuple[str, ...] = (
     "vitbench.models.coatnet",
     "vitbench.models.compact",
     "vitbench.models.cvt",
+    "vitbench.models.mvit",
     "vitbench.models.pvt",
     "vitbench.models.t2t_vit",
+    "vitbench.models.timesformer",
+    "vitbench.models.vivit",
 )
 
 

@@ -21,9 +21,9 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {name: _filled(name, shape) for name, shape in shapes.items()}
 
 
-def images(pixels: int) -> Tensor:
-    """Gives two images, (2, 3, pixels, pixels)."""
-    return _normal("images", (2, 3, pixels, pixels))
+def inputs(extents: tuple[int, ...]) -> Tensor:
+    """Gives two images or clips, (2, 3, *extents)."""
+    return _normal("images", (2, 3, *extents))
 
 
 def _filled(name: str, shape: tuple[int, ...]) -> Tensor:
