@@ -1,9 +1,9 @@
 """Times the native models against other forms of the same model: eager, in inference mode, with the same weights and threads.
 
-Opponents are the implementation in transformers, where there is one, set right where it departs from the authors' code, and
-attention as the authors' code has it, two products with a softmax between, in a model otherwise the same. The two take turns
-at beginning a round, so that a drifting machine slows both; a ratio is taken within a round, and its median over the rounds is
-shown with a 95 % bootstrap interval.
+Opponents are the implementation in transformers or torchvision, where there is one, set right where it departs from the authors'
+code, and attention as the authors' code has it, two products with a softmax between, in a model otherwise the same. The two take
+turns at beginning a round, so that a drifting machine slows both; a ratio is taken within a round, and its median over the rounds
+is shown with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -43,9 +44,13 @@ MODELS = (
     "pvt_small",
     "coatnet_0",
     "vit_rel",
+    "vivit_b_16x2_m1",
+    "timesformer_divided",
+    "timesformer_joint",
+    "mvit_b_16x4",
+    "mvitv2_s_16x4",
 )
 EXPLICIT = "explicit softmax"
-TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,53 +100,106 @@ def explicit() -> Iterator[None]:
         functional.scaled_dot_product_attention = fused
 
 
-def transformers_cvt() -> Any:
-    """Gives CvT-13 of transformers with the official GELU."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Another implementation: its weights as a file that we load, and what gives its logits."""
+
+    model: Any
+    save: Callable[[Path], Path]
+    logits: Callable[[Tensor], Any]
+
+
+def of_transformers(model: Any, *, clips: bool = False) -> Reference:
+    """Gives a model of transformers, which has the frames of a clip before its channels."""
+
+    def save(folder: Path) -> Path:
+        model.save_pretrained(folder)
+        return folder / "model.safetensors"
+
+    return Reference(model, save, lambda x: model(x.transpose(1, 2) if clips else x).logits)
+
+
+def of_torchvision(model: Any) -> Reference:
+    """Gives a model of torchvision."""
+
+    def save(folder: Path) -> Path:
+        torch.save(model.state_dict(), folder / "theirs.pth")
+        return folder / "theirs.pth"
+
+    return Reference(model, save, model)
+
+
+def cvt() -> Reference:
+    """Gives CvT-13 with the official GELU."""
     from transformers import CvtConfig, CvtForImageClassification
 
     model = CvtForImageClassification(CvtConfig(num_labels=1000))
     for module in model.modules():
         if hasattr(module, "activation"):
             module.activation = QuickGELU()
-    return model.eval()
+    return of_transformers(model)
 
 
-def transformers_pvt(depths: Sequence[int]) -> Any:
-    """Gives a PVT of transformers with the official eps."""
+def pvt(depths: Sequence[int]) -> Reference:
+    """Gives a PVT with the official eps."""
     from transformers import PvtConfig, PvtForImageClassification
 
     model = PvtForImageClassification(PvtConfig(num_labels=1000, depths=list(depths)))
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm) and ("patch_embeddings" in name or "attention.self" in name):
             module.eps = 1e-5
-    return model.eval()
+    return of_transformers(model)
 
 
-REFERENCES: dict[str, Callable[[], Any]] = {
-    "cvt_13": transformers_cvt,
-    "pvt_tiny": lambda: transformers_pvt((2, 2, 2, 2)),
-    "pvt_small": lambda: transformers_pvt((3, 4, 6, 3)),
+def vivit() -> Reference:
+    """Gives ViViT's Model 1."""
+    from transformers import VivitConfig, VivitForVideoClassification
+
+    return of_transformers(VivitForVideoClassification(VivitConfig(num_labels=400)), clips=True)
+
+
+def timesformer(scheme: str) -> Reference:
+    """Gives a TimeSformer."""
+    from transformers import TimesformerConfig, TimesformerForVideoClassification
+
+    config = TimesformerConfig(num_labels=400, attention_type=scheme)
+    return of_transformers(TimesformerForVideoClassification(config), clips=True)
+
+
+def mvit(name: str) -> Reference:
+    """Gives an MViT."""
+    from torchvision.models import video
+
+    return of_torchvision(getattr(video, name)())
+
+
+# Where each comes from, and what makes it.
+REFERENCES: dict[str, tuple[str, Callable[[], Reference]]] = {
+    "cvt_13": ("transformers", cvt),
+    "pvt_tiny": ("transformers", lambda: pvt((2, 2, 2, 2))),
+    "pvt_small": ("transformers", lambda: pvt((3, 4, 6, 3))),
+    "vivit_b_16x2_m1": ("transformers", vivit),
+    "timesformer_divided": ("transformers", lambda: timesformer("divided_space_time")),
+    "timesformer_joint": ("transformers", lambda: timesformer("joint_space_time")),
+    "mvit_b_16x4": ("torchvision", lambda: mvit("mvit_v1_b")),
+    "mvitv2_s_16x4": ("torchvision", lambda: mvit("mvit_v2_s")),
 }
 
 
-def forms(name: str) -> tuple[nn.Module, dict[str, Callable[[Tensor], Any]]]:
-    """Gives our model, and its opponents by name, all with the same weights."""
-    found: dict[str, Callable[[Tensor], Any]] = {}
-    if name in REFERENCES:
-        theirs = REFERENCES[name]()
+def forms(name: str, opponent: str) -> tuple[nn.Module, Callable[[Tensor], Any]]:
+    """Gives our model and its opponent, both with the same weights."""
+    if opponent != EXPLICIT:
+        theirs = REFERENCES[name][1]()
+        theirs.model.eval()
         with TemporaryDirectory() as folder:
-            path = Path(folder) / "theirs.pth"
-            torch.save(theirs.state_dict(), path)
-            ours = create_model(name, weights=path).eval()
-        found[TRANSFORMERS] = lambda x: theirs(x).logits
-    else:
-        ours = create_model(name).eval()
+            return create_model(name, weights=theirs.save(Path(folder))).eval(), theirs.logits
+    ours = create_model(name).eval()
 
     def explicitly(x: Tensor) -> Any:
         with explicit():
             return ours(x)
 
-    return ours, {**found, EXPLICIT: explicitly}
+    return ours, explicitly
 
 
 Samples = tuple[list[float], list[float], float]
@@ -151,8 +209,7 @@ Samples = tuple[list[float], list[float], float]
 def samples(name: str, opponent: str, batch: int, rounds: int, threads: int) -> Samples:
     """Gives our seconds and theirs, round by round, and how far the logits differ, of their spread."""
     torch.set_num_threads(threads)
-    ours, opponents = forms(name)
-    theirs = opponents[opponent]
+    ours, theirs = forms(name, opponent)
     x = torch.randn(batch, *catalog.VARIANTS[name].input_shape)
     expected = theirs(x)
     difference = ((ours(x) - expected).abs().max() / (expected.max() - expected.min())).item()
@@ -190,7 +247,8 @@ def duel(name: str, opponent: str, batch: int, rounds: int, processes: int, thre
         difference_of_logits=max(difference for _, _, difference in runs),
         processes=processes,
         rounds=rounds,
-        versions=f"torch {here.torch}, timm {here.timm}",
+        versions=f"torch {here.torch}, timm {here.timm}"
+        + ("" if opponent == EXPLICIT else f", {opponent} {version(opponent)}"),
         cpu=here.cpu,
     )
 
@@ -220,8 +278,8 @@ def main() -> None:
     """Parses the options, measures, writes and prints."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--batch-size", type=int, help="images; 64 where they have 32 pixels, else 4")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch-size", type=int, help="inputs; 64 images of 32 pixels, 4 larger ones, or 1 clip")
+    parser.add_argument("--rounds", type=int, help="9, or 4 of clips")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("results/models.csv"))
@@ -231,9 +289,11 @@ def main() -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Duel)], lineterminator="\n")
         writer.writeheader()
         for name in options.models:
-            batch = options.batch_size or (64 if catalog.VARIANTS[name].input_shape[-1] == 32 else 4)
-            for opponent in ([TRANSFORMERS] if name in REFERENCES else []) + [EXPLICIT]:
-                duels.append(duel(name, opponent, batch, options.rounds, options.processes, options.threads))
+            clip, pixels = catalog.VARIANTS[name].modality == "video", catalog.VARIANTS[name].input_shape[-1]
+            batch = options.batch_size or (1 if clip else 64 if pixels == 32 else 4)
+            rounds = options.rounds or (4 if clip else 9)
+            for opponent in (REFERENCES[name][0], EXPLICIT) if name in REFERENCES else (EXPLICIT,):
+                duels.append(duel(name, opponent, batch, rounds, options.processes, options.threads))
                 writer.writerow(asdict(duels[-1]))
                 file.flush()
     print(markdown(duels))
