@@ -279,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     parser.add_argument("--batch-size", type=int, help="inputs; 64 images of 32 pixels, 4 larger ones, or 1 clip")
-    parser.add_argument("--rounds", type=int, help="9, or 4 of clips")
+    parser.add_argument("--rounds", type=int, help="9, or 2 of clips")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("results/models.csv"))
@@ -291,7 +291,7 @@ def main() -> None:
         for name in options.models:
             clip, pixels = catalog.VARIANTS[name].modality == "video", catalog.VARIANTS[name].input_shape[-1]
             batch = options.batch_size or (1 if clip else 64 if pixels == 32 else 4)
-            rounds = options.rounds or (4 if clip else 9)
+            rounds = options.rounds or (2 if clip else 9)
             for opponent in (REFERENCES[name][0], EXPLICIT) if name in REFERENCES else (EXPLICIT,):
                 duels.append(duel(name, opponent, batch, rounds, options.processes, options.threads))
                 writer.writerow(asdict(duels[-1]))

@@ -176,3 +176,10 @@ def test_a_model_goes_to_the_accelerator_with_the_weights_of_the_seed() -> None:
     there = tiny(device=device).get_parameter("head.weight")
     assert there.device.type == device.type
     assert torch.equal(there.cpu(), tiny().get_parameter("head.weight"))
+
+
+def test_a_tagged_name_of_a_clip_knows_its_frames() -> None:
+    """Timm's metadata have three numbers for clips too."""
+    assert build.plan("timesformer_hr.k400").input_shape == (3, 16, 448, 448)
+    assert build.plan("timesformer.k400", num_frames=16).input_shape == (3, 16, 224, 224)
+    assert build.plan("mvit_b_16_image.in1k").input_shape == (3, 224, 224)

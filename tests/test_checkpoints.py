@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import pickle
 import re
@@ -316,6 +317,18 @@ def test_googles_npz_of_a_hybrid_loads_as_timm_loads_it(tmp_path: Path) -> None:
     assert same(vitbench.create_model("r50_vit_b16", weights=tmp_path / "vit.npz", **sizes), state)
 
 
+def test_a_clips_tables_are_resampled_only_when_another_length_is_asked_for(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    path = tmp_path / "clips.pth"
+    made = vitbench.create_model("timesformer", img_size=32, num_frames=4, **sizes)
+    torch.save(made.state_dict(), path)
+    longer: Any = vitbench.create_model("timesformer", weights=path, img_size=32, num_frames=8, **sizes)
+    table: Any = made.get_parameter("time_embed")
+    assert torch.equal(longer.time_embed, table.repeat_interleave(2, dim=1))
+    with pytest.raises(BadInput, match=r"time_embed is 1x4x48, not 1x8x48.*Give img_size or num_frames to have"):
+        vitbench.create_model("timesformer", weights=path, **sizes)
+
+
 # Two states of scenic's training as flax 0.12.8 wrote them (serialization.to_bytes): from before flax had optax, and since.
 FLAX = {
     "optimizer": (
@@ -374,3 +387,25 @@ def test_without_msgpack_a_flax_checkpoint_says_what_to_install(
     monkeypatch.setitem(sys.modules, "msgpack", None)
     with pytest.raises(BadInput, match=r"pip install 'vitbench\[flax\]'"):
         checkpoints.read(path)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pyth", "msgpack"])
+def test_a_file_with_changed_bytes_is_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    """Never a traceback: what a damaged file makes numpy, torch and msgpack raise is of many kinds."""
+    path = tmp_path / f"damaged.{suffix}"
+    if suffix == "npz":
+        arrays: dict[str, Any] = {"cls": np.zeros((1, 1, 4), np.float32), "head/kernel": np.ones((4, 3), np.float32)}
+        np.savez_compressed(path, **arrays)
+    elif suffix == "pyth":
+        torch.save({"model_state": {"head.weight": torch.ones(3, 4)}}, path)
+    else:
+        path.write_bytes(base64.b64decode(FLAX["params"]))
+    whole = path.read_bytes()
+    chance = np.random.RandomState(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randint(len(damaged))] = chance.randint(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(BadInput):
+            checkpoints.read(path)

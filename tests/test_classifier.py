@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import types
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vitbench.classifier import Classifier, load_official
-from vitbench.errors import BadInput
+from vitbench.classifier import Classifier, resampled_square
 
 
 class Mean(Classifier):
@@ -23,11 +21,6 @@ class Mean(Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         self.check(x)
         return x.flatten(2).mean(2)[:, None]
-
-
-def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Turns the "official" names of the files below into ours."""
-    return {name.replace("classifier.", "head."): tensor for name, tensor in state.items()}
 
 
 def test_it_classifies_the_first_token() -> None:
@@ -67,20 +60,12 @@ def test_another_size_is_refused(shape: tuple[int, ...]) -> None:
         Mean()(torch.zeros(shape))
 
 
-def test_an_official_file_loads_but_for_a_classifier_of_another_size(tmp_path: Path) -> None:
-    path = tmp_path / "official.pyth"
-    state = {"classifier.weight": torch.randn(5, 3), "classifier.bias": torch.randn(5)}
-    torch.save({"model_state": state, "epoch": 3}, path)
-    model: Any = Mean()
-    model.load_pretrained(str(path))
-    assert torch.equal(model.head.weight, state["classifier.weight"])
-    other: Any = Mean(num_classes=2)
-    own = other.head.weight.clone()
-    load_official(other, str(path))
-    assert torch.equal(other.head.weight, own)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(BadInput, match="truncated"):
-        load_official(model, str(path))
+def test_a_square_table_is_resampled() -> None:
+    table = torch.cat((torch.tensor([9.0]), torch.arange(4.0))).view(1, 5, 1)
+    found = resampled_square("places", table, (2, 4), 1, "nearest")
+    assert found.flatten().tolist() == [9, 0, 0, 1, 1, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match="places holds 5 places, which no square grid gives"):
+        resampled_square("places", table, (2, 4), 0, "nearest")
 
 
 def test_what_lacks_features_cannot_be_made() -> None:

@@ -89,13 +89,25 @@ def test_every_time_has_the_images_table(name: str) -> None:
 
 @torch.inference_mode()
 def test_model_3_begins_as_space_attention_alone() -> None:
-    """Section 3.4: temporal weights are zero, "such that Eq. 5 behaves as a residual connection at initialisation"."""
+    """Section 3.4: "such that Eq. 5 behaves as a residual connection at initialisation"."""
     image, video = image_model(), video_model("vivit_b_16x2_fsa")
     video.load_state_dict(vivit_state(image, video))
     block = video.encoder.blocks[1]
     x = torch.randn(1, 4, 9, 48)
     torch.testing.assert_close(block.over_time(x), x)
     torch.testing.assert_close(block(x)[0, 2], image.blocks[1](x[:, 2])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_model_3_learns_to_attend_along_time() -> None:
+    image, video = image_model(), video_model("vivit_b_16x2_fsa")
+    video.load_state_dict(vivit_state(image, video))
+    optimizer = torch.optim.SGD(video.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        video(torch.randn(2, 3, 8, 48, 48)).square().sum().backward()
+        optimizer.step()
+    temporal = [parameter for name, parameter in video.named_parameters() if ".temporal_attn." in name]
+    assert all(parameter.grad.any() for parameter in temporal)
 
 
 @torch.inference_mode()
@@ -113,7 +125,13 @@ def test_another_grid_is_zoomed_corner_on_corner() -> None:
     ("options", "expected"),
     [
         ({"embed_dim": 96}, "patch_embed.proj.weight is 96x3x2x16x16, the video model's 48x3x2x16x16"),
-        ({"depth": 1}, "has no blocks.1.norm1.weight; take a ViT with a class token, as deep"),
+        ({"depth": 1}, "has no blocks.1.norm1.weight; take a ViT as deep"),
+        ({"depth": 3}, "also has blocks.2.norm1.weight, blocks.2.norm1.bias"),
+        ({"init_values": 1e-5}, "also has blocks.0.ls1.gamma, .*which the video model has no place for"),
+        ({"qk_norm": True}, "also has blocks.0.attn.q_norm.weight"),
+        ({"reg_tokens": 4}, "must have one class token and a table"),
+        ({"no_embed_class": True}, "must have one class token and a table"),
+        ({"class_token": False, "global_pool": "avg"}, "must have one class token and a table"),
         ({"patch_size": 8}, "patch_embed.proj.weight is 48x3x2x8x8, the video model's 48x3x2x16x16"),
     ],
 )

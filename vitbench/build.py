@@ -158,7 +158,11 @@ def _plan_timm(
     if row is None and not timm.is_model(name):
         raise UnknownName("model", name, [*catalog.VARIANTS, *timm.list_models()], hint="`vitbench list` shows all.")
     timm_name = row.timm_name if row else name
+    # timm's metadata do not say how many frames a clip has; of its tagged names, the row of the plain one does.
+    untagged = catalog.VARIANTS.get(timm_name.partition(".")[0])
     own = row.input_shape if row else _cfg(timm_name)["input_size"]
+    if row is None and untagged is not None and untagged.modality == "video":
+        own = untagged.input_shape
     if input_shape is not None:
         if len(input_shape) != len(own) or input_shape[0] != own[0]:
             raise BadInput(f"{name} takes an input like {size_text(own)}, not {size_text(input_shape)}.")
@@ -287,9 +291,10 @@ def create_model(
     Args:
         name: a catalog name, a timm name, or `package.module:factory`.
         weights: "random" (drawn from `seed`), "pretrained" (timm's own loading, which may download), or the path of a
-            `.safetensors`, `.pth`, `.pt`, `.bin`, `.pyth`, `.pth.tar` or Google `.npz` file, in timm's or the official naming.
+            `.safetensors`, `.pth`, `.pt`, `.bin`, `.pyth`, `.pth.tar`, Google `.npz` or flax `checkpoint` file, in timm's or the
+            official naming.
         img_size: height and width of the image, square if one number; position tables, windows and grids follow.
-        num_frames: frames of the clip, for video models.
+        num_frames: frames of the clip, for video models; position tables follow.
         num_classes: classes; by default the official variant's. Given, a file's classifier of another size is dropped.
         device: where the model goes; "meta" for shapes without data.
         seed: of the random weights; torch's own generator is left as it was.
@@ -376,7 +381,8 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, *, classes_giv
         if misfits and not classes_given and any(_is_classifier(model, line.split(" ")[0]) for line in misfits):
             advice = " Give num_classes to drop a classifier of another size."
         elif misfits and not size_given:
-            advice = " Give img_size to have position tables resampled."
+            sizes = "img_size or num_frames" if getattr(model, "num_frames", None) else "img_size"
+            advice = f" Give {sizes} to have position tables resampled."
         raise BadInput(f"{path} does not fit {type(model).__name__}; {'; '.join(problems)}.{advice}")
     model.load_state_dict({key: tensor for key, tensor in fitted.items() if key in wanted}, strict=not classes_given)
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,16 @@ def _read_torch(path: Path) -> Any:
                 "save its state dict alone and load that."
             ) from error
         raise BadInput(f"{path} is no file of torch's, or it is damaged ({one_line(error)}).") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise BadInput(f"{path} is truncated or no file of torch's ({one_line(error)}).") from error
 
 
@@ -86,7 +96,17 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
-    except (ValueError, TypeError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        OSError,
+        AttributeError,
+        NotImplementedError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise BadInput(f"{path} is truncated or no .npz file of numbers ({one_line(error)}).") from error
 
 

@@ -1,15 +1,14 @@
-"""What timm expects of a model besides its forward pass, for the native ones: a classifier that can be replaced, and loading."""
+"""What timm expects of a model besides its forward pass, for the native ones: a classifier that can be replaced."""
 
 from __future__ import annotations
 
-import sys
+import math
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vitbench import checkpoints
 from vitbench.units import size
 
 
@@ -49,10 +48,6 @@ class Classifier(nn.Module, ABC):
         self.num_classes = num_classes
         self.head = _last_layer(self.num_features, num_classes).to(next(self.parameters()))
 
-    def load_pretrained(self, path: str) -> None:
-        """Loads an official file, for timm; see `load_official`."""
-        load_official(self, path)
-
     def check(self, x: Tensor) -> None:
         """Refuses an input of another size than the model's tables.
 
@@ -83,24 +78,26 @@ class Classifier(nn.Module, ABC):
         return self.forward_head(self.forward_features(x))
 
 
-def _last_layer(dim: int, num_classes: int) -> nn.Module:
-    return nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
-
-
-def load_official(model: Any, path: str) -> None:
-    """Loads a file that holds more than timm's own loading accepts; a classifier of another size stays out.
+def resampled_square(name: str, table: Tensor, grid: tuple[int, int], prefix: int, mode: str) -> Tensor:
+    """Gives a table of a square grid for another one: (1, prefix + places, C) -> (1, prefix + rows x columns, C).
 
     Args:
-        model: with `num_classes`, a last layer called "head", and `checkpoint_filter_fn` in its file.
-        path: of the file.
+        name: of the table, for the error.
+        table: as found in a file.
+        grid: rows and columns.
+        prefix: entries before the places, which stay.
+        mode: torch's, such as "bilinear".
 
     Raises:
-        BadInput: the file cannot be read.
-        RuntimeError: its tensors are not the model's.
+        ValueError: the table is of no square grid.
     """
-    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
-    state = convert(checkpoints.read(Path(path)), model)
-    if "head.weight" in state and len(state["head.weight"]) != model.num_classes:
-        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | own
-    model.load_state_dict(state)
+    places = table.shape[1] - prefix
+    if math.isqrt(places) ** 2 != places:
+        raise ValueError(f"{name} holds {places} places, which no square grid gives")
+    options: dict[str, Any] = {"num_prefix_tokens": prefix, "interpolation": mode, "antialias": False}
+    resampled: Tensor = resample_abs_pos_embed(table, list(grid), **options)
+    return resampled
+
+
+def _last_layer(dim: int, num_classes: int) -> nn.Module:
+    return nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()

@@ -5,6 +5,7 @@ Source: ViViT, arXiv 2103.15691, section 3.4; google-research/scenic at 4a38d47,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def vivit_state(
     """Gives the state that a ViViT begins its training with.
 
     Every time has the image's table of positions, resampled if the grids differ in space. Model 2's spatial encoder is the ViT;
-    its temporal encoder stays as it is. Model 3's temporal attention is zero. The classifier stays as it is.
+    its temporal encoder stays as it is. Model 3's temporal attention gives zero: its last projection is zero, where the paper has
+    all its weights zero, which no gradient would ever change. The classifier stays as it is.
 
     Args:
         image: a ViT as timm has them, of the same width, depth and patch, with a class token.
@@ -50,31 +52,40 @@ def vivit_state(
     """
     state = {name: tensor.clone() for name, tensor in video.state_dict().items()}
     encoder = "encoder.spatial." if "encoder.spatial.pos_embed" in state else "encoder."
-    grid = video.patch_embed.grid_size
     theirs = image.state_dict()
-    if isinstance(video.patch_embed.proj, nn.Conv3d):
-        theirs["patch_embed.proj.weight"] = tubelets(
-            theirs["patch_embed.proj.weight"], video.patch_embed.proj.kernel_size[0]
-        )
-    places = theirs["pos_embed"][:, 1:].mT.unflatten(2, image.patch_embed.grid_size)
+    _check_plain(image, theirs, {name.removeprefix(encoder) for name in state})
+    projection = video.patch_embed.proj
+    if isinstance(projection, nn.Conv3d):
+        theirs["patch_embed.proj.weight"] = tubelets(theirs["patch_embed.proj.weight"], projection.kernel_size[0])
+    times, *grid = video.patch_embed.grid_size
     # Corner on corner, as the official zoom.
-    places = functional.interpolate(places, grid[1:], mode="bilinear", align_corners=True).flatten(2).mT
-    times = 1 if encoder == "encoder.spatial." else grid[0]
-    own = theirs["pos_embed"][:, :1] if f"{encoder}cls_token" in state else theirs["pos_embed"][:, :0]
-    theirs["pos_embed"] = torch.cat((own, places.repeat(1, times, 1)), dim=1)
+    places = theirs["pos_embed"][:, 1:].mT.unflatten(2, image.patch_embed.grid_size)
+    places = functional.interpolate(places, grid, mode="bilinear", align_corners=True).flatten(2).mT
+    first = theirs["pos_embed"][:, : int(f"{encoder}cls_token" in state)]
+    theirs["pos_embed"] = torch.cat((first, places.repeat(1, 1 if "spatial" in encoder else times, 1)), dim=1)
     for name, tensor in state.items():
-        known = name.removeprefix(encoder)
-        if ".temporal_attn." in name:
+        source = name.removeprefix(encoder)
+        if ".temporal_attn.proj." in name:
             state[name] = torch.zeros_like(tensor)
-        elif name.startswith(("head.", "encoder.temporal.")) or ".temporal_norm1." in name:
+        elif name.startswith(("head.", "encoder.temporal.")) or ".temporal_" in name:
             continue
-        elif known not in theirs:
+        elif source not in theirs:
+            raise BadInput(f"The image model has no {source}; take a ViT as deep as the video model.")
+        elif theirs[source].shape != tensor.shape:
+            found, wanted = (size(tuple(one.shape)) for one in (theirs[source], tensor))
             raise BadInput(
-                f"The image model has no {known}; take a ViT with a class token, as deep as the video model."
+                f"The image model's {source} is {found}, the video model's {wanted}; take a ViT of its size."
             )
-        elif theirs[known].shape != tensor.shape:
-            found, wanted = (size(tuple(one.shape)) for one in (theirs[known], tensor))
-            raise BadInput(f"The image model's {known} is {found}, the video model's {wanted}; take a ViT of its size.")
         else:
-            state[name] = theirs[known].clone()
+            state[name] = theirs[source].clone()
     return state
+
+
+def _check_plain(image: VisionTransformer, theirs: dict[str, Tensor], known: set[str]) -> None:
+    """Refuses a ViT of which something would be left out, so that the video model would not begin as that ViT."""
+    positions = theirs["pos_embed"].shape[1] if "pos_embed" in theirs else 0
+    if "cls_token" not in theirs or positions != 1 + math.prod(image.patch_embed.grid_size):
+        raise BadInput("The image model must have one class token and a table of positions of it and its patches.")
+    more = [name for name in theirs if name not in {*known, "cls_token"} and not name.startswith("head.")]
+    if more:
+        raise BadInput(f"The image model also has {', '.join(more[:3])}, which the video model has no place for.")

@@ -138,7 +138,8 @@ class Beside:
     published_params: float | None = column("Published", meaning="published parameters of this model at this input")
     params_difference: float | None = column("Difference", meaning="params over published_params, minus 1")
     published_macs: float | None = column(
-        "Published", meaning="published multiply-accumulates of one input; halved where the source counts two for each"
+        "Published",
+        meaning="published multiply-accumulates of one input, or view of a video; halved where the source counts two for each",
     )
     macs_difference: float | None = column("Difference", meaning="macs of one input over published_macs, minus 1")
     published_source: str = column("Source", meaning="where the published figures stand")

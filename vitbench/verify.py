@@ -24,7 +24,8 @@ class Check:
     params_difference: float | None = column("Difference", meaning="params over published_params, minus 1")
     macs: int | None = column("MACs", better="equal", meaning="our multiply-accumulates of one input")
     published_macs: float | None = column(
-        "Published", meaning="theirs; halved where they count two for each, empty where they leave something out"
+        "Published",
+        meaning="theirs, of one view of a video; halved where they count two for each, empty where they leave something out",
     )
     macs_difference: float | None = column("Difference", meaning="macs over published_macs, minus 1")
     verdict: Verdict = column(

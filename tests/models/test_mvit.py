@@ -161,9 +161,23 @@ def test_tables_are_resampled_in_time_and_space(tmp_path: Path) -> None:
             torch.testing.assert_close(wanted, functional.interpolate(table.mT[None], len(wanted), mode="linear")[0].mT)
 
 
-def test_a_clip_too_small_is_refused() -> None:
+def test_a_clip_that_cannot_be_taken_is_refused() -> None:
     with pytest.raises(ValueError, match="An input of 16x4x4 gives no tokens"):
         timm.create_model("mvit_s_16x4", img_size=4)
+    with pytest.raises(ValueError, match="Patches of 8x8 do not tile frames of 60x64"):
+        timm.create_model("mvit_s_16x4", img_size=(60, 64))
+
+
+@pytest.mark.parametrize("name", ["mvit_b_16x4", "mvitv2_s_16x4"])
+@torch.inference_mode()
+def test_two_frames_of_few_pixels_go_in_and_load_again(name: str, tmp_path: Path) -> None:
+    """One temporal index, and stages that would shrink to less than one row."""
+    model = perturbed(create_model(name, img_size=(16, 48), num_frames=2))
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    again = create_model(name, weights=tmp_path / "own.pth", img_size=(16, 48), num_frames=2).eval()
+    x = torch.randn(2, 3, 2, 16, 48)
+    torch.testing.assert_close(again(x), model(x))
+    assert model(x[:0]).shape == (0, 400)
 
 
 def test_biases_and_norms_begin_at_two_hundredths() -> None:

@@ -218,16 +218,19 @@ def test_an_official_file_gives_the_official_logits(record: dict[str, Any], tmp_
     assert_logits(record, create_model(record["model"], weights=saved(tmp_path, record), **record["options"]))
 
 
-@pytest.mark.parametrize("name", ["cct_7_3x1_32", "pvt_tiny", "t2t_vit_7"])
+@pytest.mark.parametrize(
+    "name", ["cct_7_3x1_32", "pvt_tiny", "t2t_vit_7", "timesformer_divided", "mvit_b_16x4", "mvit_b_16_image"]
+)
 def test_timms_own_loading_takes_the_official_file_too(name: str, tmp_path: Path) -> None:
-    (record,) = (record for record in WITH_LOGITS if record["model"] == name)
+    record = next(record for record in WITH_LOGITS if record["model"] == name)
     path = saved(tmp_path, record)
     if name == "pvt_tiny":  # what is released is the state dict alone
         torch.save(torch.load(path)["model"], path)
     overlay = {"file": str(path), "url": "", "hf_hub_id": None}
-    assert_logits(record, timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay))
-    model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3)
-    assert model(recipe.inputs(model.pretrained_cfg["input_size"][1:])).shape == (2, 3)
+    options = record["options"]
+    assert_logits(record, timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options))
+    model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, **options)
+    assert model(recipe.inputs(extents(record, model))).shape == (2, 3)
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: f"{record['model']}{record['options'] or ''}")

@@ -37,12 +37,13 @@ def test_weights_of_transformers_give_its_logits(tmp_path: Path) -> None:
     )  # fmt: skip
     theirs = perturbed(transformers.VivitForVideoClassification(config))
     theirs.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    ours = create_model("vivit_b_16x2_m1", weights=path, img_size=48, num_frames=8, **SMALL).eval()
+    torch.save(theirs.state_dict(), tmp_path / "memory.pth")  # names that version 5 has in memory alone
     x = torch.randn(2, 3, 8, 48, 48)
     expected = theirs(x.transpose(1, 2)).logits
     spread = (expected.max() - expected.min()).item()
-    torch.testing.assert_close(ours(x), expected, atol=5e-5 * spread, rtol=0)
+    for path in (tmp_path / "model.safetensors", tmp_path / "memory.pth"):
+        ours = create_model("vivit_b_16x2_m1", weights=path, img_size=48, num_frames=8, **SMALL).eval()
+        torch.testing.assert_close(ours(x), expected, atol=5e-5 * spread, rtol=0)
 
 
 @pytest.mark.parametrize("model", ["m1", "fe", "fsa", "fdp"])
@@ -186,10 +187,31 @@ def test_tables_are_resampled_in_time_and_space(found: Any, wanted: Any, tmp_pat
     torch.testing.assert_close(model.encoder.pos_embed.detach(), expected, atol=1e-5, rtol=0)
 
 
-def test_a_table_of_no_known_grid_is_refused() -> None:
-    model: Any = build.plan("vivit_b_16x2_m1", num_frames=64).build("meta")
-    with pytest.raises(ValueError, match="holds 5 positions, which no grid"):
-        vivit.checkpoint_filter_fn({"encoder.pos_embed": torch.zeros(1, 6, 768)}, model)
+@pytest.mark.parametrize(
+    ("built", "tokens", "expected"),
+    [
+        ({"num_frames": 64}, 5, "of no grid of this model's kind"),
+        # 16 frames of 224 pixels, or 4 of 448.
+        ({"num_frames": 16, "img_size": 448}, 8 * 14 * 14, "2x28x28 or 8x14x14"),
+    ],
+)
+def test_a_table_of_two_grids_or_of_none_is_refused(built: Any, tokens: int, expected: str) -> None:
+    model: Any = build.plan("vivit_b_16x2_m1", **built).build("meta")
+    with pytest.raises(ValueError, match=f"holds {tokens} positions, which may be {expected}"):
+        vivit.checkpoint_filter_fn({"encoder.pos_embed": torch.zeros(1, 1 + tokens, 768)}, model)
+
+
+def test_model_2s_tables_change_along_their_own_axes() -> None:
+    """12 x 12 places could else be taken for 4 times of 6 x 6."""
+    model: Any = build.plan("vivit_b_16x2_fe", img_size=96, num_frames=8).build("meta")
+    state = {
+        "encoder.spatial.pos_embed": torch.zeros(1, 145, 768),
+        "encoder.temporal.pos_embed": torch.zeros(1, 17, 768),
+    }
+    state["encoder.spatial.pos_embed"][0, 1:] = ramp(1, 12, 12)[0, :, 1:2]
+    found = vivit.checkpoint_filter_fn(state, model)
+    assert found["encoder.temporal.pos_embed"].shape == (1, 5, 768)
+    torch.testing.assert_close(found["encoder.spatial.pos_embed"][:, 1:, :1], ramp(1, 6, 6)[..., 1:2])
 
 
 @pytest.mark.parametrize(

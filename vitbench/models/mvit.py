@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, resample_abs_pos_embed, trunc_normal_
+from timm.layers import DropPath, Mlp, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.classifier import Classifier
+from vitbench.classifier import Classifier, resampled_square
 from vitbench.units import size
 
 Grid = tuple[int, int, int]
@@ -88,13 +88,13 @@ class PoolingAttention(nn.Module):
 class RelativePoolingAttention(PoolingAttention):
     """Pooling attention that knows distances along each axis, and has the pooled queries added to its result.
 
-    Source: MViTv2, section 4.1, equations 3 to 5, figure 2; official models/attention.py, cal_rel_pos_spatial.
+    Source: MViTv2, section 4.1, equations 3 to 5, but that distances are not divided by the root of d: official attention.py.
     """
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, grid: Grid, pool_q: Pooling, pool_kv: Pooling) -> None:
         super().__init__(dim, dim_out, num_heads, grid, pool_q, pool_kv)
         least = min(pool_q[1], pool_kv[1])
-        for name, extent in zip("thw", (grid[0], grid[1] // least, grid[2] // least), strict=True):
+        for name, extent in zip("thw", (grid[0], max(1, grid[1] // least), max(1, grid[2] // least)), strict=True):
             table = trunc_normal_(torch.empty(2 * extent - 1, self.head_dim), std=0.02)
             self.register_parameter(f"rel_pos_{name}", nn.Parameter(table))
 
@@ -106,7 +106,7 @@ class RelativePoolingAttention(PoolingAttention):
         ]
         # Some frames of queries at a time: the biases of all pairs of tokens would need their square in memory.
         budget = _BIASES.get(q.device.type, _BIASES["elsewhere"])
-        frames = max(1, budget * grid_q[0] // (q[:, :, 1:, 0].numel() * k.shape[2]))
+        frames = max(1, budget * grid_q[0] // max(1, q[:, :, 1:, 0].numel() * k.shape[2]))
         parts = [functional.scaled_dot_product_attention(q[:, :, :1], k, v)]  # the class token has no position
         for first in range(0, grid_q[0], frames):
             rows = q[:, :, 1:].unflatten(2, grid_q)[:, :, first : first + frames]
@@ -181,7 +181,7 @@ class MultiscaleBlock(nn.Module):
 
 
 class MultiscaleBlockV2(MultiscaleBlock):
-    """MViTv2's block, which widens in its attention, where a stage begins. Source: MViTv2, section 4.1 and figure 2."""
+    """MViTv2's block, which widens in its attention, where a stage begins. Source: official attention.py, dim_mul_in_att."""
 
     attention = RelativePoolingAttention
     second_version = True
@@ -197,7 +197,7 @@ class MultiscaleBlockV2(MultiscaleBlock):
 
 
 class Positions(nn.Module):
-    """Adds a table of the places in a frame and, to clips, one of frames. Source: MViT, section 3.2; official SEP_POS_EMBED."""
+    """Adds a table of the places in a frame and, to clips, one of frames. Source: MViT, table 11 (iv)."""
 
     def __init__(self, grid: Grid, dim: int, clips: bool) -> None:
         super().__init__()
@@ -270,6 +270,8 @@ class MViT(Classifier):
         grid: Any = tuple((extent + 2 * padding - kernel) // stride + 1 for extent, kernel, stride, padding in sides)
         if min(grid) < 1:
             raise ValueError(f"An input of {size(extents)} gives no tokens; take a larger one.")
+        if patch[0][1:] == patch[1][1:] and (height % patch[0][1] or width % patch[0][2]):
+            raise ValueError(f"Patches of {size(patch[0][1:])} do not tile frames of {height}x{width}.")
         self.grid_size: Grid = grid
         self.cls_token = _table(1, embed_dim)
         self.positions = nn.Identity() if block.second_version else Positions(grid, embed_dim, num_frames is not None)
@@ -284,7 +286,7 @@ class MViT(Classifier):
             dims = (before, own, own) if block.second_version else (own, own, after)
             drop_path = drop_path_rate * number / max(1, depth - 1)
             self.blocks.append(block(dims, num_heads * own // embed_dim, grid, pool_q, pool_kv, drop_path))
-            grid = (grid[0], grid[1] // stride_q, grid[2] // stride_q)
+            grid = (grid[0], max(1, grid[1] // stride_q), max(1, grid[2] // stride_q))
         self.norm = _norm(wide[-1])
         self.apply(_init_weights)
 
@@ -292,7 +294,7 @@ class MViT(Classifier):
         """(B, 3, T, H, W), or (B, 3, H, W) of images -> (B, 1 + N, C), normed, the class token first."""
         self.check(x)
         tokens: Tensor = self.patch_embed["proj"](x)
-        x = self.positions(torch.cat((self.cls_token.expand(len(x), -1, -1), tokens.flatten(2).mT), dim=1))
+        x = self.positions(torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens.flatten(2).mT), dim=1))
         grid = self.grid_size
         for block in self.blocks:
             x, grid = block(x, grid)
@@ -342,7 +344,7 @@ def renamed(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             state[name] = tensor
     if (table := state.pop("pos_embed", None)) is not None:  # of the official image models
         state |= {"positions.cls": table[:, :1], "positions.spatial": table[:, 1:]}
-    elif state.get("positions.temporal", torch.empty(0, 0)).shape[1] == 1:  # of pytorchvideo's
+    elif "positions.temporal" in state and state["patch_embed.proj.weight"].ndim == 4:  # of pytorchvideo's
         state["positions.spatial"] = state["positions.spatial"] + state.pop("positions.temporal")
     for name in [name for name in state if ".attn.q." in name]:
         parts = [state.pop(name.replace(".q.", f".{part}.")) for part in "qkv"]
@@ -356,14 +358,13 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MViT) -> dict[str
     A table of as many places is taken to be of the same grid, any other to be of a square one. Source: MViT, section 4.1;
     official models/video_model_builder.py, _get_pos_embed, and models/attention.py, get_rel_pos: linear each way.
     """
-    state = renamed(state_dict)
+    state = renamed(state_dict.get("model_state", state_dict))  # type: ignore[arg-type]  # timm does not unwrap it
     for name, tensor in model.state_dict().items():
         found = state.get(name)
         if found is None or found.shape == tensor.shape:
             continue
         if name == "positions.spatial":
-            options: dict[str, Any] = {"num_prefix_tokens": 0, "interpolation": "bilinear", "antialias": False}
-            state[name] = resample_abs_pos_embed(found, list(model.grid_size[1:]), **options)
+            state[name] = resampled_square(name, found, model.grid_size[1:], 0, "bilinear")
         elif name == "positions.temporal":
             state[name] = _resampled(found[0], tensor.shape[1])[None]
         elif ".rel_pos_" in name:
@@ -374,7 +375,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MViT) -> dict[str
 def _cfg(url: str = "", **others: Any) -> dict[str, Any]:
     return {
         "url": url,
-        "custom_load": True,
+        "first_conv": "patch_embed.proj",
         "num_classes": 400,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.classifier import load_official
+from vitbench import checkpoints
 
 # Kernel, stride and padding of the three soft splits. Source: section 3.3; a stride is a patch less its overlap.
 _SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
@@ -325,8 +326,12 @@ class T2TViT(nn.Module):
         self.head = head.to(self.norm.weight)
 
     def load_pretrained(self, path: str) -> None:
-        """Loads an official file, which holds more than timm's own loading accepts."""
-        load_official(self, path)
+        """Loads an official file, which holds more than timm's own loading accepts; a classifier of another size stays out."""
+        state = checkpoint_filter_fn(checkpoints.read(Path(path)), self)
+        if "head.weight" in state and len(state["head.weight"]) != self.num_classes:
+            own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("head.")}
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | own
+        self.load_state_dict(state)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + N, C), normed, the class token first."""

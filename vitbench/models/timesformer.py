@@ -14,13 +14,15 @@ table 1. The steps are:
 - Axial: time, then width (the patches of one row of one frame), then height (those of one column of one frame).
 
 Differences: attention is one fused call; patches of one frame follow each other, where the official code has the frames of one
-place follow each other.
+place follow each other. The paper has the class token among the keys of temporal attention, equation 11; the official code, and
+this, has it in the last step alone.
 
 Shapes: B batch, T H W frames, rows and columns of a clip, t h w frames, rows and columns of patches, n = h w, C channels.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -28,13 +30,13 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from timm.layers import Attention, PatchEmbed, resample_abs_pos_embed, trunc_normal_
+from timm.layers import Attention, PatchEmbed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.classifier import Classifier
+from vitbench.classifier import Classifier, resampled_square
 from vitbench.units import size
 
 Grid = tuple[int, int, int]
@@ -78,7 +80,7 @@ STRIDE_2 = Grouping("b (t t2) (h h2) (w w2) c", "(b t2 h2 w2) (t h w) c", ("t2",
 class StepwiseBlock(Block):
     """Attention in steps, each within other groups of patches, then an MLP.
 
-    Source: section 3, "Space-Time Self-Attention Models", figures 1 and 2; official models/vit.py, Block.
+    Source: section 3, "Space-Time Self-Attention Models", equation 11, figures 1 and 2; official models/vit.py, Block.
 
     Args:
         dim: C.
@@ -117,10 +119,11 @@ class StepwiseBlock(Block):
             attended = linear(self.drop_path1(attn(norm(step.split(patches)))))
             patches = patches + step.merge(attended, patches.shape)
         groups = self.last.split(patches)
-        copies = cls_token.repeat_interleave(len(groups) // len(x), dim=0)
+        count = math.prod(self.grid) // groups.shape[1]
+        copies = cls_token.repeat_interleave(count, dim=0)
         attended = self.drop_path1(self.attn(self.norm1(torch.cat((copies, groups), dim=1))))
         patches = patches + self.last.merge(attended[:, 1:], patches.shape)
-        cls_token = cls_token + attended[:, :1].unflatten(0, (len(x), -1)).mean(dim=1)
+        cls_token = cls_token + attended[:, :1].unflatten(0, (x.shape[0], count)).mean(dim=1)
         x = torch.cat((cls_token, patches.flatten(1, 3)), dim=1)
         out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
@@ -129,7 +132,7 @@ class StepwiseBlock(Block):
 class TimeSformer(Classifier):
     """Patches of each frame, class token, position tables, blocks, and a classifier that reads the class token.
 
-    Source: section 3, equations 1 to 9; official models/vit.py, VisionTransformer.
+    Source: section 3, equations 1 to 10; official models/vit.py, VisionTransformer.
 
     Args:
         img_size: H and W, square if one number.
@@ -195,7 +198,7 @@ class TimeSformer(Classifier):
         self.check(x)
         frames = x.transpose(1, 2)
         patches = self.patch_embed(frames.flatten(0, 1))
-        tokens = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1) + self.pos_embed
+        tokens = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
         out: Tensor = self.norm(self.encode(tokens.unflatten(0, frames.shape[:2])))
         return out
 
@@ -264,12 +267,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimeSformer) -> d
 
     Source: official models/vit.py, forward_features.
     """
-    state = renamed(state_dict)
+    state = renamed(state_dict.get("model_state", state_dict))  # type: ignore[arg-type]  # timm does not unwrap it
     table = state.get("pos_embed")
     if table is not None and table.shape != model.pos_embed.shape:
-        state["pos_embed"] = resample_abs_pos_embed(
-            table, list(model.patch_embed.grid_size), interpolation="nearest", antialias=False
-        )
+        state["pos_embed"] = resampled_square("pos_embed", table, model.patch_embed.grid_size, 1, "nearest")
     table = state.get("time_embed")
     if table is not None and table.shape[1] != model.extents[0]:
         state["time_embed"] = functional.interpolate(table.mT, model.extents[0], mode="nearest").mT

@@ -1,12 +1,11 @@
 """ViViT: "ViViT: A Video Vision Transformer", Arnab et al., arXiv 2103.15691.
 
-Agrees with the official code, google-research/scenic at 4a38d47, projects/vivit: parameters and logits of all four models.
-Its flax trees load once flattened with "/"; so does Model 1 in the names of transformers.
-
+Agrees with the official code, google-research/scenic at 4a38d47, projects/vivit: parameters and logits of all four models. Its
+flax trees load, flattened with "/" or as checkpoints; Model 1 also in the names of transformers.
 Differences: attention is one fused call; the sides of a clip need not be equal, but tubelets must tile it, where the official
-code leaves out what is left over. Stochastic depth reaches all four models, where the official Model 3 has none.
-
-Depth of Model 2's temporal encoder: 4, as section 4.2 says, but 24 for ViViT-L, as in its released configuration and weights.
+code leaves out what is left over. Stochastic depth reaches all four models, where the official Model 3 has none. Of some lengths
+the official uniform sampling takes a frame more, by the rounding of 32-bit numbers. Model 2's temporal encoder has 4 layers, as
+section 4.2 says, but 24 in ViViT-L, as in its released configuration and weights.
 
 Shapes: B batch, T H W frames, rows and columns of a clip, t temporal indices, n tokens of one of them, C channels, d channels
 of one head.
@@ -69,7 +68,7 @@ class UniformFrameEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, t, n, C)."""
         sampled = x[:, :, self.frames].transpose(1, 2)
-        out: Tensor = self.proj(sampled.flatten(0, 1)).flatten(2).mT.unflatten(0, (len(x), len(self.frames)))
+        out: Tensor = self.proj(sampled.flatten(0, 1)).flatten(2).mT.unflatten(0, (x.shape[0], len(self.frames)))
         return out
 
 
@@ -93,7 +92,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, tokens, C) -> (B, 1 + tokens, C), the class token first."""
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
         out: Tensor = self.norm(self.blocks(x))
         return out
 
@@ -140,7 +139,7 @@ class FactorisedEncoder(nn.Module):
 class Average(nn.Module):
     """What Model 2 is compared with: no temporal encoder but an average. Source: table 2, "Ave. pool baseline"."""
 
-    def __init__(self, grid: Grid, dim: int, **_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -323,16 +322,18 @@ def _resampled(table: Tensor, found: Grid, wanted: Grid) -> Tensor:
     return torch.cat((table[:, :prefix], tokens), dim=1)
 
 
-# The names of transformers in ours. Those of flax have become ours on reading, see checkpoints.py.
+# Transformers' names in ours; those of flax have become ours on reading, see checkpoints.py.
 _TRANSFORMERS = (
     (r"^classifier\.", "head."),
     (r"^vivit\.embeddings\.cls_token", "cls_token"),
     (r"^vivit\.embeddings\.position_embeddings", "pos_embed"),
     (r"^vivit\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^vivit\.layernorm\.", "norm."),
-    (r"^vivit\.encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"attention\.output\.dense\.", "attn.proj."),
-    (r"attention\.attention\.", "attn."),
+    (r"^vivit\.(encoder\.layer|layers)\.(\d+)\.", r"blocks.\2."),
+    (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
+    (r"attention\.(attention\.query|q_proj)\.", "attn.query."),
+    (r"attention\.(attention\.key|k_proj)\.", "attn.key."),
+    (r"attention\.(attention\.value|v_proj)\.", "attn.value."),
     (r"layernorm_before\.", "norm1."),
     (r"layernorm_after\.", "norm2."),
     (r"intermediate\.dense\.", "mlp.fc1."),
@@ -359,32 +360,31 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: ViViT) -> dict[st
     """Gives a state dict in our names, with position tables of the model's grid.
 
     A table of as many tokens is taken to be of the same grid; else of the grid of the published clip, 32 frames of 224 x 224;
-    else of another length in time; else of another, square size in space. Source: official model_utils.py, init_posemb.
+    else of another length in time, or of another, square size in space. Source: official model_utils.py, init_posemb.
+
+    Raises:
+        ValueError: a table may be of two grids, or of none.
     """
-    state = renamed(state_dict)
+    state, own = renamed(state_dict), model.state_dict()
     clip: Any = zip((_FRAMES, _PIXELS, _PIXELS), model.extents, model.patch_embed.grid_size, strict=True)
-    published: Any = [default * tokens // extent for default, extent, tokens in clip]
+    published = [default * tokens // extent for default, extent, tokens in clip]
     t, h, w = model.patch_embed.grid_size
-    own = model.state_dict()
-    for name, axes in (
-        ("encoder.pos_embed", (t, h, w)),
-        ("encoder.spatial.pos_embed", (1, h, w)),
-        ("encoder.temporal.pos_embed", (t, 1, 1)),
-    ):
+    for part, wanted in (("", (t, h, w)), ("spatial.", (1, h, w)), ("temporal.", (t, 1, 1))):
+        name = f"encoder.{part}pos_embed"
         if name not in state or name not in own or state[name].shape == own[name].shape:
             continue
-        prefix = own[name].shape[1] - math.prod(axes)
-        tokens = state[name].shape[1] - prefix
-        side = math.isqrt(tokens // axes[0])
-        guesses: tuple[Grid, ...] = (
-            tuple(1 if axis == 1 else default for axis, default in zip(axes, published, strict=True)),  # type: ignore[assignment]  # three of three
-            (tokens // (axes[1] * axes[2]), *axes[1:]),
-            (axes[0], side, side),
-        )
-        found = next((guess for guess in guesses if math.prod(guess) == tokens), None)
-        if found is None:
-            raise ValueError(f"{name} holds {tokens} positions, which no grid of this model's kind gives")
-        state[name] = _resampled(state[name], found, axes)
+        tokens = state[name].shape[1] - own[name].shape[1] + math.prod(wanted)
+        side = math.isqrt(tokens // wanted[0])
+        grids: list[Any] = [[1 if axis == 1 else default for axis, default in zip(wanted, published, strict=True)]]
+        grids += [[tokens // (h * w), h, w], [t, side, side]] if wanted == (t, h, w) else []
+        grids += [[1, side, side]] if wanted[0] == 1 else [[tokens, 1, 1]] if wanted[1] == 1 else []
+        fits = [grid for grid in grids if math.prod(grid) == tokens]
+        if not fits or (fits[0] != grids[0] and len(fits) > 1):
+            kinds = " or ".join(size(tuple(grid)) for grid in fits) or "of no grid of this model's kind"
+            raise ValueError(
+                f"{name} holds {tokens} positions, which may be {kinds}; resample time and space one by one"
+            )
+        state[name] = _resampled(state[name], fits[0], wanted)
     return state
 
 
@@ -410,9 +410,8 @@ def _entry_points() -> Iterable[tuple[str, dict[str, Any]]]:
         yield f"{variant}_fdp", {"encoder": partial(GridEncoder, block=FactorisedDotProductBlock), **arguments}
     base = {"tubelet": _TUBELETS["16x2"], **_SIZES["b"]}
     yield "vivit_b_16x2_avgpool", {"encoder": partial(FactorisedEncoder, temporal=Average), **base}
-    # Table 1 compares tubelets of 4 frames with as many tokens of single frames.
     uniform = {"encoder": SpatioTemporal, "embed": UniformFrameEmbed, **base, "tubelet": _TUBELETS["16x4"]}
-    yield "vivit_b_16x4_m1_uniform", uniform
+    yield "vivit_b_16x4_m1_uniform", uniform  # table 1
 
 
 def _register(name: str, arguments: dict[str, Any]) -> None:
@@ -440,6 +439,7 @@ def _cfg(name: str) -> dict[str, Any]:
         "interpolation": "bilinear",
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
+        "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
 
