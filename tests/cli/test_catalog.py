@@ -99,3 +99,17 @@ def test_cvt_is_not_taken_for_the_other_cvt(pattern: str) -> None:
     assert ("is compact_cvt." if pattern.startswith("cvt") else "CvT is cvt.") in listed
     shown = invoke(app, ["show", pattern]).stdout
     assert ("Note: Convolutional" if pattern.startswith("cvt") else "Note: Compact") in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "printed", "meaning"),
+    [
+        ("resnet50", "8.5 G", "2 x MACs"),
+        ("timesformer_l", "7140 G", "3 x MACs"),
+        ("vivit_h_14x2_m1", "47770 G", "12 x MACs"),
+    ],
+)
+def test_show_says_what_a_printed_figure_is(name: str, printed: str, meaning: str) -> None:
+    """Two for each multiply-accumulate, three crops, and four clips of three crops."""
+    lines = run(app, ["show", name]).stdout.splitlines()
+    assert any(printed in line and f" {meaning} " in line for line in lines)

@@ -136,7 +136,9 @@ def _meaning(row: Mapping[str, Any]) -> str:
         return ""
     if row["figure_macs"] is None:
         return "not all MACs"
-    return "MACs" if abs(row["figure_macs"] - float(row["figure_printed_G"]) * 1e9) < 1 else "2 x MACs"
+    # Two for each multiply-accumulate, or so many views of a video.
+    times = round(float(row["figure_printed_G"]) * 1e9 / row["figure_macs"])
+    return "MACs" if times == 1 else f"{times} x MACs"
 
 
 def _sentences(variant: catalog.Variant, rows: list[Mapping[str, Any]], found: list[published.Figure]) -> list[str]:
