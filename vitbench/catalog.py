@@ -125,12 +125,6 @@ _PAPERS = {
     "mvit": Paper(
         title="Multiscale Vision Transformers", arxiv="2104.11227", year=2021, repository="facebookresearch/SlowFast"
     ),
-    "mvitv2_video": Paper(
-        title="MViTv2: Improved Multiscale Vision Transformers for Classification and Detection",
-        arxiv="2112.01526",
-        year=2021,
-        repository="facebookresearch/SlowFast",
-    ),
     "deit3": Paper(
         title="DeiT III: Revenge of the ViT", arxiv="2204.07118", year=2022, repository="facebookresearch/deit"
     ),
@@ -521,9 +515,9 @@ _ROWS = (
     _image("mvit", "mvit", "mvit_b_24_image", "mvit_b_24_image", note="24 layers"),
     _image("mvit", "mvit", "mvit_b_24_wide_image", "mvit_b_24_wide_image", 320, note="24 layers, from 112 channels"),
     # MViTv2, clips.
-    _clip("mvitv2", "mvitv2_video", "mvitv2_s_16x4", 16),
-    _clip("mvitv2", "mvitv2_video", "mvitv2_b_32x3", 32),
-    _clip("mvitv2", "mvitv2_video", "mvitv2_l_40x3", 40, 312, published=("", "mvitv2_l_32x3")),
+    _clip("mvitv2", "mvitv2", "mvitv2_s_16x4", 16),
+    _clip("mvitv2", "mvitv2", "mvitv2_b_32x3", 32),
+    _clip("mvitv2", "mvitv2", "mvitv2_l_40x3", 40, 312, published=("", "mvitv2_l_32x3")),
 )
 
 # What a family's name alone would let a reader take for another.

@@ -103,7 +103,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         EOFError,
         OSError,
         AttributeError,
-        NotImplementedError,
+        NotImplementedError,  # what zipfile says of a compression that a damaged header names
         zlib.error,
         zipfile.BadZipFile,
     ) as error:

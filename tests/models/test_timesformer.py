@@ -203,7 +203,7 @@ def test_memory_grows_with_the_frames_and_not_with_their_square(name: str) -> No
     largest = []
     for frames in (8, 32):
         model = timm.create_model(name, img_size=112, num_frames=frames, embed_dim=48, depth=1, num_heads=4).eval()
-        with Largest() as mode:  # type: ignore[no-untyped-call]  # of torch
+        with Largest() as mode:  # type: ignore[no-untyped-call]  # torch leaves it untyped
             model(torch.zeros(1, 3, frames, 112, 112))
         largest.append(mode.elements)
     assert largest[1] <= 4.1 * largest[0]

@@ -59,7 +59,7 @@ class PoolingAttention(nn.Module):
         for name, kernel, stride in (("q", *pool_q), ("k", *pool_kv), ("v", *pool_kv)):
             d, pools = self.head_dim, math.prod(kernel) > 1
             padding = tuple(extent // 2 for extent in kernel)
-            convolution = nn.Conv3d(d, d, kernel, (1, stride, stride), padding, groups=d, bias=False) if pools else None  # type: ignore[arg-type]  # three of three
+            convolution = nn.Conv3d(d, d, kernel, (1, stride, stride), padding, groups=d, bias=False) if pools else None  # type: ignore[arg-type]  # a padding each way
             self.register_module(f"pool_{name}", convolution)
             self.register_module(f"norm_{name}", _norm(d) if pools else None)
 
@@ -352,13 +352,13 @@ def renamed(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MViT) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: MViT) -> dict[str, Tensor]:
     """Gives a state dict in our names, with tables of the model's grid.
 
     A table of as many places is taken to be of the same grid, any other to be of a square one. Source: MViT, section 4.1;
     official models/video_model_builder.py, _get_pos_embed, and models/attention.py, get_rel_pos: linear each way.
     """
-    state = renamed(state_dict.get("model_state", state_dict))  # type: ignore[arg-type]  # timm does not unwrap it
+    state = renamed(state_dict.get("model_state", state_dict))  # timm does not unwrap it
     for name, tensor in model.state_dict().items():
         found = state.get(name)
         if found is None or found.shape == tensor.shape:

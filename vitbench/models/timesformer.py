@@ -260,14 +260,14 @@ def renamed(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: TimeSformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: TimeSformer) -> dict[str, Tensor]:
     """Gives a state dict in our names, with position tables of the model's grid, the nearest entries of the found ones.
 
     A table of as many patches is taken to be of the same grid, any other to be of a square one.
 
     Source: official models/vit.py, forward_features.
     """
-    state = renamed(state_dict.get("model_state", state_dict))  # type: ignore[arg-type]  # timm does not unwrap it
+    state = renamed(state_dict.get("model_state", state_dict))  # timm does not unwrap it
     table = state.get("pos_embed")
     if table is not None and table.shape != model.pos_embed.shape:
         state["pos_embed"] = resampled_square("pos_embed", table, model.patch_embed.grid_size, 1, "nearest")

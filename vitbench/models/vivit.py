@@ -79,16 +79,25 @@ def _grid(clip: Grid, tubelet: Grid) -> Grid:
     return clip[0] // tubelet[0], clip[1] // tubelet[1], clip[2] // tubelet[2]
 
 
-class Encoder(nn.Module):
+class _Stack(nn.Module):
+    """Learnt positions of so many tokens, blocks, norm."""
+
+    def __init__(
+        self, tokens: int, dim: int, depth: int, num_heads: int, drop_path_rate: float, block: Callable[..., nn.Module]
+    ) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(nn.init.normal_(torch.empty(1, tokens, dim), std=0.02))
+        rates = (drop_path_rate * number / max(1, depth - 1) for number in range(depth))
+        self.blocks = nn.Sequential(*(block(dim, num_heads, drop_path=rate, **_block_options) for rate in rates))
+        self.norm = _norm(dim)
+
+
+class Encoder(_Stack):
     """A ViT's encoder: class token, learnt positions, blocks, norm. Source: section 3.1, equations 1 to 3."""
 
     def __init__(self, grid: Grid, dim: int, depth: int, num_heads: int, drop_path_rate: float) -> None:
-        super().__init__()
+        super().__init__(1 + math.prod(grid), dim, depth, num_heads, drop_path_rate, Block)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = _positions(1 + math.prod(grid), dim)
-        rates = _rates(depth, drop_path_rate)
-        self.blocks = nn.Sequential(*(Block(dim, num_heads, drop_path=rate, **_block_options) for rate in rates))
-        self.norm = _norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, tokens, C) -> (B, 1 + tokens, C), the class token first."""
@@ -147,7 +156,7 @@ class Average(nn.Module):
         return x.mean(dim=1, keepdim=True)
 
 
-class GridEncoder(nn.Module):
+class GridEncoder(_Stack):
     """An encoder without class token, whose blocks know time from space; the average token is classified."""
 
     def __init__(
@@ -160,11 +169,7 @@ class GridEncoder(nn.Module):
         *,
         block: Callable[..., nn.Module],
     ) -> None:
-        super().__init__()
-        self.pos_embed = _positions(math.prod(grid), dim)
-        rates = _rates(depth, drop_path_rate)
-        self.blocks = nn.Sequential(*(block(dim, num_heads, drop_path=rate, **_block_options) for rate in rates))
-        self.norm = _norm(dim)
+        super().__init__(math.prod(grid), dim, depth, num_heads, drop_path_rate, block)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, n, C) -> (B, t n, C)."""
@@ -240,14 +245,6 @@ class FactorisedDotProductBlock(Block):
 
     def __init__(self, dim: int, num_heads: int, **options: Any) -> None:
         super().__init__(dim, num_heads, attn_layer=FactorisedDotProductAttention, **options)
-
-
-def _positions(tokens: int, dim: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.normal_(torch.empty(1, tokens, dim), std=0.02))
-
-
-def _rates(depth: int, drop_path_rate: float) -> Iterable[float]:
-    return (drop_path_rate * number / max(1, depth - 1) for number in range(depth))
 
 
 class ViViT(Classifier):

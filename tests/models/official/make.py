@@ -84,7 +84,7 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        module.__getattr__ = lambda name: getattr(_Anything(name, (), {}), name)  # type: ignore[method-assign]  # PEP 562
+        module.__getattr__ = lambda name: getattr(_Anything(name, (), {}), name)  # type: ignore[method-assign]  # PEP 562 lets a module have one
 
 
 def _cvt(clone: Path) -> Iterator[Source]:
@@ -206,7 +206,7 @@ def _slowfast(clone: Path) -> Iterator[Source]:
         inner = code.MViT(config)
         plain = inner.forward
         inner.forward = lambda x: plain([x])
-        return inner  # type: ignore[no-any-return]  # of official code
+        return inner  # type: ignore[no-any-return]  # official code has no types
 
     def small(pixels: int, frames: int) -> dict[str, Any]:
         return {"DATA.TRAIN_CROP_SIZE": pixels, "DATA.TEST_CROP_SIZE": pixels, "DATA.NUM_FRAMES": frames}
