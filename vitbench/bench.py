@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +13,8 @@ from vitbench.units import size as size_text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vitbench.build import Plan
 
 Counter = Literal["dispatch", "fvcore", "both"]
 
@@ -96,6 +96,23 @@ def select_timm(glob: str) -> list[str]:
     return found
 
 
+def named(
+    models: Sequence[str] | None, families: Sequence[str] | None, everything: bool, timm: str | None
+) -> list[tuple[str, bool]]:
+    """Gives the models that a command's arguments stand for, each with whether timm's own of that name is meant.
+
+    Raises:
+        BadInput: none is named, or a glob matches nothing.
+        UnknownName: there is no such family.
+    """
+    names = dict.fromkeys(select(models or (), families=families or (), everything=everything), False)
+    for name in select_timm(timm) if timm is not None else ():
+        names.setdefault(name, True)
+    if not names:
+        raise BadInput("Name at least one model, or use --family, --all or --timm; `vitbench list` shows the catalog.")
+    return list(names.items())
+
+
 def count(requests: Sequence[Request]) -> Iterator[Row]:
     """Counts models and yields a row each, in order; a model that fails is a row that says why.
 
@@ -114,31 +131,44 @@ def count(requests: Sequence[Request]) -> Iterator[Row]:
 
 def count_one(request: Request) -> Row:
     """Counts one model in this process; errors become the row's status and note."""
-    with _without_collecting():
+    with worker.without_garbage_collection():
         return _count(request)
 
 
-def _count(request: Request) -> Row:
+def planned(request: Request) -> Plan:
+    """Gives the plan by which a request's model is built; errors are those of `build.plan`."""
     from vitbench import build
 
+    return build.plan(
+        request.name,
+        img_size=request.img_size,
+        num_frames=request.num_frames,
+        input_shape=request.input_shape,
+        of_timm=request.of_timm,
+    )
+
+
+def stated_input(model: nn.Module, request: Request) -> tuple[int, ...]:
+    """Gives the input of a factory's model that nobody stated but the model itself, at the size asked for.
+
+    Raises:
+        BadInput: the model does not say either.
+    """
+    from vitbench import build
+
+    shape = build.input_shape(model)
+    if not shape:
+        raise BadInput(f"{request.name} does not say which input it takes; give it with --input, such as 3x224x224.")
+    return (*shape[:-2], *request.img_size) if request.img_size else shape
+
+
+def _count(request: Request) -> Row:
     shape = request.input_shape or ()
     try:
-        plan = build.plan(
-            request.name,
-            img_size=request.img_size,
-            num_frames=request.num_frames,
-            input_shape=request.input_shape,
-            of_timm=request.of_timm,
-        )
+        plan = planned(request)
         shape = plan.input_shape or shape
         model = plan.build("meta")
-        if not shape:
-            shape = build.input_shape(model) or ()
-            shape = (*shape[:-2], *request.img_size) if shape and request.img_size else shape
-        if not shape:
-            raise BadInput(
-                f"{request.name} does not say which input it takes; give it with --input, such as 3x224x224."
-            )
+        shape = shape or stated_input(model, request)
         setting = Setting(model=request.name, input_shape=tuple(shape), batch_size=request.batch_size)
         findings = _findings(model, setting, request.counter)
         note = ""
@@ -155,18 +185,6 @@ def _count(request: Request) -> Row:
         return Row(setting=setting, findings=findings, note=note)
     except VitbenchError as error:
         return _without_result(replace(request, input_shape=tuple(shape)), "failed", str(error))
-
-
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Looks for no garbage meanwhile: importing torch and counting leave next to none, and looking takes a third of the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _findings(model: nn.Module, setting: Setting, counter: Counter) -> dict[str, Any]:

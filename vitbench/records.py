@@ -11,7 +11,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 Better = Literal["equal", "lower", "higher"]
-Status = Literal["ok", "failed", "crashed", "timeout"]
+Status = Literal["ok", "lowered", "out_of_memory", "timeout", "crashed", "failed", "unsupported"]
+"""How a measurement went. `lowered` is a result at a smaller batch than asked, because the one asked ran out of memory."""
+
+Mode = Literal["infer", "train"]
+Dtype = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 def column(heading: str, *, better: Better | None = None, default: Any = ..., meaning: str = "") -> Any:
@@ -41,6 +45,48 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunSetting(Setting):
+    """What was asked of a model that is really run: the key of a measured row."""
+
+    batch_size_asked: str = column(
+        "Batch asked", default="1", meaning="the batch size asked for, or auto; batch_size is the one that was run"
+    )
+    device: str = column("Device", default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
+    dtype: Dtype = column("Dtype", default="fp32", meaning="fp32, tf32 (fp32 with TF32 products), bf16 or fp16")
+    amp: bool = column(
+        "AMP", default=False, meaning="True: fp32 weights under autocast to dtype; False: weights of dtype"
+    )
+    mode: str = column(
+        "Mode", default="infer", meaning="infer: a forward pass; train: forward, backward, optimizer step"
+    )
+    compile: str | None = column(
+        "Compile", default=None, meaning="backend, or backend:mode, of torch.compile; empty for eager"
+    )
+    channels_last: bool = column("Channels last", default=False, meaning="whether weights and inputs are channels-last")
+    grad_checkpointing: bool = column(
+        "Checkpointing", default=False, meaning="whether activations are recomputed in the backward pass"
+    )
+    threads: int = column("Threads", default=1, meaning="threads of torch inside an operator, on the CPU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What only the measuring process knows of the machine that it ran on; in a row beside the environment."""
+
+    device_name: str = column("Device", meaning="name of the accelerator, or of the processor")
+    device_memory_bytes: int | None = column("Device memory", meaning="memory of the accelerator; empty on a CPU")
+    driver: str | None = column("Driver", meaning="version of the accelerator's driver; empty where it is not told")
+    clock_mhz: int | None = column("Clock", meaning="clock of the accelerator's cores after the measurement, MHz")
+    clock_max_mhz: int | None = column("Max clock", meaning="the highest that it can have, MHz")
+    runtime: str | None = column("Runtime", meaning="version of CUDA or ROCm that torch was built with")
+    instruction_set: str = column("Instructions", meaning="vector instructions that torch uses on the processor")
+    matmul_precision: str = column("Matmul", meaning="torch's precision of float32 products: highest; high is TF32")
+    cudnn_benchmark: bool | None = column(
+        "cuDNN benchmark", meaning="whether cuDNN tries its kernels out; empty off CUDA"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """The machine and the software that a row came from; it travels in the row, never in a file name."""
 
@@ -64,6 +110,7 @@ class Row:
     setting: Setting
     findings: Mapping[str, Any]
     environment: Environment | None = None
+    machine: Machine | None = None
     status: Status = "ok"
     note: str = ""
 
@@ -79,18 +126,19 @@ def columns(record: Any) -> dict[str, Any]:
 
 
 def flatten(row: Row) -> dict[str, Any]:
-    """Gives a row as one flat mapping: setting, findings, status, note, then the environment, prefixed."""
+    """Gives a row as one flat mapping: setting, findings, status, note, then environment and machine, prefixed."""
     flat: dict[str, Any] = {**columns(row.setting)}
     for finding in row.findings.values():
         flat.update(columns(finding) if is_dataclass(finding) else finding)
     flat["status"] = row.status
     flat["note"] = row.note
-    if row.environment is not None:
-        flat.update(environment_columns(row.environment))
+    for record in (row.environment, row.machine):
+        if record is not None:
+            flat.update(environment_columns(record))
     return flat
 
 
-def environment_columns(environment: Environment) -> dict[str, Any]:
+def environment_columns(environment: Environment | Machine) -> dict[str, Any]:
     """Gives the columns of an environment under the names that they have in a row."""
     return {f"environment_{name}": value for name, value in columns(environment).items()}
 

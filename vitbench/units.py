@@ -19,6 +19,19 @@ def count(value: float, digits: int = 4) -> str:
     return f"{value:g}" if value != int(value) else f"{int(value)}"
 
 
+def memory(value: float) -> str:
+    """Gives bytes with a binary prefix, to four significant digits: 362807296 is "346.0 MiB"."""
+    for size, prefix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(value) >= size * (1 - 0.5e-4):
+            return f"{value / size:#.4g} {prefix}"
+    return f"{int(value)} B"
+
+
+def milliseconds(value: float) -> str:
+    """Gives a time to four significant digits: 12.3456 is "12.35 ms"."""
+    return f"{value:#.4g} ms" if value < 9999.5 else f"{value / 1e3:#.4g} s"
+
+
 def printable(text: str) -> str:
     """Gives a text without control characters, which could move a terminal's cursor or worse; line ends stay."""
     return "".join(sign for sign in text if sign == "\n" or unicodedata.category(sign) != "Cc")

@@ -1,18 +1,71 @@
-"""Runs work in processes of its own, so that both cores are used and a crash costs one row.
+"""Runs work in processes of its own, so that a crash, a time-out or a leak costs one row.
 
-Each worker imports torch once. What comes back is in the order asked.
+They are forked from a server process that has imported torch and timm and done nothing else: no thread and no accelerator is
+started there, so a fork is safe, and a task begins in some hundredths of a second where an import takes four. Where the system
+has no such server, on Windows, each process imports for itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
-from collections.abc import Callable, Generator, Sequence
+import multiprocessing.forkserver
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessPool, concurrent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+Failure = Literal["timeout", "crashed", "out_of_memory"]
+
+# What the server imports: all that a task could need.
+_PRELOADED = ("timm", "scipy.stats", "vitbench.measure", "vitbench.build", "vitbench.metrics.flops", "vitbench.cli")
+
+
+def start() -> Any:
+    """Starts the server in the background, where it imports while this process goes on; gives its context.
+
+    Never called a second time with effect: there is one server a process.
+    """
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    # The terminal interrupts the server too: it inherits that it shall not listen, and ends when this process does.
+    resource_tracker.ensure_running()  # the server starts it, and that would make this process listen again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def alone(
+    work: Callable[[Task], Result],
+    task: Task,
+    *,
+    timeout_s: float,
+    failed: Callable[[Task, Failure, str], Result],
+) -> Result:
+    """Gives the result of one task, run in a process that begins and ends with it; arguments as in `each`."""
+    killed = _killed_for_memory()
+    # Pebble's annotations call it mp_context; it reads context.
+    in_process = concurrent.process(context=start(), timeout=timeout_s)  # type: ignore[call-overload]  # see above
+    future = in_process(work)(task)
+    try:
+        return future.result()  # type: ignore[no-any-return]  # pebble has no types
+    except (TimeoutError, ProcessExpired) as error:
+        return failed(task, *_reason(error, timeout_s, killed))
+    finally:
+        future.cancel()  # after an interrupt: the process ends with it
 
 
 def each(
@@ -21,7 +74,7 @@ def each(
     *,
     workers: int,
     timeout_s: float,
-    failed: Callable[[Task, Literal["timeout", "crashed"], str], Result],
+    failed: Callable[[Task, Failure, str], Result],
 ) -> Generator[Result, None, None]:
     """Yields the result of each task, in order.
 
@@ -30,21 +83,56 @@ def each(
         tasks: what it is called with.
         workers: how many processes.
         timeout_s: how long one task may take.
-        failed: gives the result of a task that has none: (task, "timeout" or "crashed", reason).
+        failed: gives the result of a task that has none: (task, what happened, reason).
     """
-    # A new interpreter rather than a fork: torch has threads by now, and those do not survive one.
-    context: Any = multiprocessing.get_context("spawn")
+    killed = _killed_for_memory()
+    context = start()
+    # A pool that is interrupted while the server still imports would leave it processes to start that find no pool.
+    first = context.Process(target=_nothing)
+    first.start()
+    first.join()
     pool = ProcessPool(max_workers=min(workers, len(tasks)), context=context)
     try:
         futures = [pool.schedule(work, args=[task], timeout=timeout_s) for task in tasks]
         for task, future in zip(tasks, futures, strict=True):
             try:
                 yield future.result()
-            except TimeoutError:
-                yield failed(task, "timeout", f"took more than {timeout_s:g} s")
-            except ProcessExpired as error:
-                yield failed(task, "crashed", f"its process ended with exit code {error.exitcode}")
+            except (TimeoutError, ProcessExpired) as error:
+                yield failed(task, *_reason(error, timeout_s, killed))
+                killed = _killed_for_memory()
     finally:
         # Reached early when the reader stops or the user interrupts: what is not yet measured is not waited for.
         pool.stop()
         pool.join()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _reason(error: Exception, timeout_s: float, killed: int) -> tuple[Failure, str]:
+    if isinstance(error, TimeoutError):
+        return "timeout", f"took more than {timeout_s:g} s"
+    if _killed_for_memory() > killed:
+        return "out_of_memory", "the system killed its process because memory ran out"
+    return "crashed", f"its process ended with exit code {error.exitcode}"  # type: ignore[attr-defined]  # ProcessExpired
+
+
+def _killed_for_memory() -> int:
+    """Gives how many processes Linux has killed because memory ran out; 0 elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines())
+        return int(counters.get("oom_kill", 0))
+    return 0
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Looks for no garbage meanwhile: looking takes time, at moments of its own choice."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import catalog, measure
+from vitbench.cli import catalog, count, measure
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -51,8 +51,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("flops", rich_help_panel="Measure")(measure.flops)
-app.command("verify", rich_help_panel="Measure")(measure.verify)
+app.command("flops", rich_help_panel="Measure")(count.flops)
+app.command("verify", rich_help_panel="Measure")(count.verify)
+app.command("throughput", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.throughput)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
 

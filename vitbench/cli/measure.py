@@ -1,295 +1,326 @@
-"""`vitbench flops` and `vitbench verify`."""
+"""`vitbench throughput`, `memory`, `max-batch` and `bench`: what can only be measured by running a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitbench import catalog, results
+from vitbench import results
 from vitbench.cli.options import (
-    Extents,
+    SOME_FAILED,
+    AllOption,
+    Batches,
     FamilyOption,
     Format,
     FormatOption,
+    FramesOption,
+    InputOption,
+    ModelsArgument,
     OutputOption,
-    complete_model,
+    Sizes,
+    TimmOption,
+    chosen_format,
     emit,
-    parse_shape,
-    parse_size,
+    parse_batches,
+    parse_sizes,
     progress,
+    status,
 )
 from vitbench.errors import BadInput
-from vitbench.records import Column, Row, Table, columns, environment_columns, flatten
-from vitbench.units import count, exact, percent, printed, size
+from vitbench.records import Column, Row, RunSetting, Table, flatten, headings
+from vitbench.reports import REPORTS
+from vitbench.units import count, milliseconds, size
 
-DIFFERS = 1
-SOME_FAILED = 3
+if TYPE_CHECKING:
+    from vitbench.measure import Ask
 
-# Up to so many models, the exact counts are spelled out below the table.
-_SPELLED_OUT = 3
-
-
-class Counter(StrEnum):
-    """Which counter to use."""
-
-    dispatch = "dispatch"
-    fvcore = "fvcore"
-    both = "both"
+# What torch.compile knows without an extension; any other is given with `=`.
+_BACKENDS = {"inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "openxla", "tvm"}
 
 
-class By(StrEnum):
-    """What a breakdown goes by."""
+class Dtype(StrEnum):
+    """The dtypes of `records.Dtype`."""
 
-    module = "module"
-    operator = "operator"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
-def flops(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Names or globs of the catalog, names of timm, or package.module:factory.",
-            autocompletion=complete_model,
-        ),
-    ] = None,
+class Mode(StrEnum):
+    """The modes of `records.Mode`."""
+
+    infer = "infer"
+    train = "train"
+
+
+class CompileCommand(typer.core.TyperCommand):
+    """A command whose `--compile` may stand alone: then it is inductor."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Completes a bare `--compile`, which click's options cannot be."""
+        words = list(args)
+        for place, word in enumerate(words):
+            if word == "--compile":
+                following = words[place + 1] if place + 1 < len(words) else ""
+                if following.partition(":")[0] not in _BACKENDS:
+                    words[place] = "--compile=inductor"
+        return super().parse_args(ctx, words)
+
+
+SizesOption = Annotated[
+    Sizes | None,
+    typer.Option(
+        "--img-size",
+        metavar="N or HxW,...",
+        help="Image sizes; position tables and windows follow.",
+        parser=parse_sizes,
+    ),
+]
+BatchOption = Annotated[
+    Batches | None,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        metavar="N,...|auto",
+        help="Inputs a pass; auto doubles from 1 until the throughput rises no more. Default: 1.",
+        parser=parse_batches,
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (an accelerator if there is one), cpu, cuda, cuda:1, xpu or mps.")
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of weights and inputs; tf32 is fp32 with TF32 products.")]
+AmpOption = Annotated[bool, typer.Option("--amp", help="fp32 weights under autocast to the dtype.")]
+ModeOption = Annotated[
+    Mode, typer.Option("--mode", help="A forward pass, or a training step: forward, backward and AdamW.")
+]
+CompileOption = Annotated[
+    str | None,
+    typer.Option("--compile", metavar="[BACKEND[:MODE]]", help="Compile with torch.compile; by default by inductor."),
+]
+ChannelsOption = Annotated[bool, typer.Option("--channels-last", help="Weights and inputs in channels-last format.")]
+CheckpointOption = Annotated[
+    bool, typer.Option("--grad-checkpointing", help="Recompute activations in the backward pass.")
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads inside an operator on the CPU. Default: torch's own number."),
+]
+MinTimeOption = Annotated[
+    float,
+    typer.Option("--min-time", min=0, help="Seconds to go on while the interval of the median is not narrow enough."),
+]
+RepeatsOption = Annotated[
+    int, typer.Option("--repeats", min=1, help="Processes that measure, one after another; the interval is over them.")
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one process may take.")]
+IsolationOption = Annotated[
+    bool, typer.Option("--no-isolation", help="Measure in this process, for debuggers: a crash ends everything.")
+]
+
+
+def throughput(
+    models: ModelsArgument = None,
     family: FamilyOption = None,
-    all: Annotated[bool, typer.Option("--all", help="The whole catalog.")] = False,
-    timm: Annotated[
-        str | None, typer.Option("--timm", metavar="GLOB", help="Any models of timm, such as 'vit_*'.")
-    ] = None,
-    img_size: Annotated[
-        Extents | None,
-        typer.Option(
-            "--img-size", metavar="N or HxW", help="Image size; position tables and windows follow.", parser=parse_size
-        ),
-    ] = None,
-    num_frames: Annotated[
-        int | None, typer.Option("--num-frames", min=1, help="Frames of a clip, for video models.")
-    ] = None,
-    input: Annotated[
-        Extents | None,
-        typer.Option(
-            "--input", metavar="CxHxW", help="Input of a factory's model, without the batch.", parser=parse_shape
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Inputs per forward pass.")] = 1,
-    by: Annotated[By | None, typer.Option("--by", help="Take the counts apart; the parts sum to the total.")] = None,
-    depth: Annotated[
-        int | None, typer.Option("--depth", min=0, help="With --by module: how many names of a module's path to keep.")
-    ] = None,
-    counter: Annotated[
-        Counter, typer.Option("--counter", help="Ours, fvcore, or both side by side.")
-    ] = Counter.dispatch,
+    all: AllOption = False,
+    timm: TimmOption = None,
+    img_size: SizesOption = None,
+    num_frames: FramesOption = None,
+    input: InputOption = None,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.fp32,
+    amp: AmpOption = False,
+    mode: ModeOption = Mode.infer,
+    compile: CompileOption = None,
+    channels_last: ChannelsOption = False,
+    grad_checkpointing: CheckpointOption = False,
+    threads: ThreadsOption = None,
+    min_time: MinTimeOption = 3.0,
+    repeats: RepeatsOption = 1,
+    timeout: TimeoutOption = 600.0,
+    no_isolation: IsolationOption = False,
     format: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Count parameters, MACs, FLOPs and activations of a forward pass, beside the published figures.
+    """Measure throughput and latency: median, percentiles and a 95 % interval.
 
-    Nothing is run: no weights, no activations, any size of model. MACs are the multiply-accumulates of every matrix product,
-    convolution and attention; FLOPs are always 2 x MACs.
+    Each measurement has a process of its own, is warmed up until its times settle, and goes on until the interval reaches no
+    further than 0.5 % of the median to either side, or --min-time is spent. What makes a row doubtful is named in it.
     """
     from vitbench import bench
+    from vitbench.measure import Ask
+    from vitbench.timing import Rule
 
-    if depth is not None and by is not By.module:
-        raise BadInput("--depth goes with --by module.")
-    if by is not None and counter is Counter.fvcore:
-        raise BadInput("--by needs our own counter: use --counter dispatch or both.")
+    ask = Ask(
+        models=bench.named(models, family, all, timm),
+        metrics=("throughput",),
+        img_sizes=[(one[0], one[1]) for one in img_size] if img_size else (None,),
+        num_frames=num_frames,
+        input_shape=input,
+        batch_sizes=batch_size or (1,),
+        where=device,
+        dtypes=(dtype.value,),
+        amp=amp,
+        mode=mode.value,
+        compile=compile,
+        channels_last=channels_last,
+        grad_checkpointing=grad_checkpointing,
+        threads=threads,
+        rule=Rule(min_time_s=min_time),
+        repeats=repeats,
+        timeout_s=timeout,
+    )
+    _run(ask, not no_isolation, _throughput_table, format, output)
+
+
+def _run(
+    ask: Ask,
+    isolated: bool,
+    table: Callable[[Sequence[Row]], Table],
+    format: Format | None,
+    output: Path | None,
+) -> None:
+    """Measures and shows; what is measured is in the output file as soon as it is known."""
+    from vitbench import measure, worker
+
     if output is not None:
         results.check_writable(output)
-    names = dict.fromkeys(bench.select(models or (), families=family or (), everything=all), False)
-    for name in bench.select_timm(timm) if timm is not None else ():
-        names.setdefault(name, True)
-    if not names:
-        raise BadInput("Name at least one model, or use --family, --all or --timm; `vitbench list` shows the catalog.")
-    requests = [
-        bench.Request(
-            name=name,
-            of_timm=of_timm,
-            img_size=(img_size[0], img_size[1]) if img_size else None,
-            num_frames=num_frames,
-            input_shape=input,
-            batch_size=batch_size,
-            counter=counter.value,
-        )
-        for name, of_timm in names.items()
-    ]
+    if isolated:
+        worker.start()
+    jobs = measure.jobs(ask)
+    if len(jobs) == 1 and jobs[0].problem:
+        raise BadInput(jobs[0].problem)
     rows: list[Row] = []
     try:
-        for row in progress(bench.count(requests), len(requests), "Counting"):
-            rows.append(row)  # noqa: PERF402  # what an interrupt leaves must already be in the list
+        for row in progress(measure.measure(jobs, isolated=isolated), len(jobs), "Measuring", timed=True):
+            rows.append(row)
+            if output is not None:
+                results.write(output, REPORTS.load(chosen_format(format, output)).render(table(rows)))
     except KeyboardInterrupt:
         if rows:
-            _emit_flops(rows, by, depth, format, output)
+            emit(table(rows), format, output)
         raise
-    if len(rows) == 1 and rows[0].status != "ok":
-        raise BadInput(rows[0].note)
-    _emit_flops(rows, by, depth, format, output)
-    if any(row.status != "ok" for row in rows):
+    emit(table(rows), format, output)
+    for line in _doubts(rows):
+        status(line)
+    if any(_failed(row) for row in rows):
         raise typer.Exit(SOME_FAILED)
 
 
-def _emit_flops(rows: list[Row], by: By | None, depth: int | None, format: Format | None, output: Path | None) -> None:
-    table = _totals(rows) if by is None else _breakdown(rows, by, depth)
-    emit(table, format, output)
+def _failed(row: Row) -> bool:
+    setting = row.setting
+    # The search for the best batch size ends where memory does.
+    ended = isinstance(setting, RunSetting) and setting.batch_size_asked == "auto" and setting.batch_size > 1
+    return row.status not in ("ok", "lowered") and not (ended and row.status == "out_of_memory")
 
 
-def _totals(rows: list[Row]) -> Table:
+def _doubts(rows: Sequence[Row]) -> Iterator[str]:
+    """Gives a line for each kind of doubt, with the models that it is about."""
+    from vitbench.metrics.throughput import WARNINGS
+
+    for name, advice in WARNINGS.items():
+        found = [row for row in rows if "throughput" in row.findings and name in row.findings["throughput"].warnings]
+        if found:
+            who = ", ".join(dict.fromkeys(row.setting.model for row in found[:3]))
+            more = f" and {len(found) - 3} more rows" if len(found) > 3 else ""
+            yield f"Warning: {name} ({who}{more}): {advice}."
+
+
+def _throughput_table(rows: Sequence[Row]) -> Table:
     flat = [flatten(row) for row in rows]
-    crossed = any("macs_fvcore" in row for row in flat)
     shown = [
         Column(heading="Model", text=lambda row: row["model"]),
-        Column(heading="Input", text=_input),
-        Column(heading="Params", text=_counted("params"), numeric=True),
-        Column(heading="Published", text=_published("params"), numeric=True),
-        Column(heading="MACs", text=_counted("macs"), numeric=True),
-        Column(heading="Published", text=_published("macs"), numeric=True),
-        Column(heading="FLOPs\n= 2 x MACs", text=_counted("flops"), numeric=True),
-        Column(heading="Activations", text=_counted("activations"), numeric=True),
+        Column(heading="Batch x input", text=lambda row: f"{row['batch_size']} x {size(row['input_shape'])}"),
+        *_varying(flat),
+        Column(heading="Inputs/s", text=lambda row: _rate(row.get("throughput_per_s")), numeric=True),
+        Column(heading="Median", text=_time("latency_median_ms"), numeric=True),
+        Column(heading="95 % interval", text=_interval, numeric=True),
+        Column(heading="p90", text=_time("latency_p90_ms"), numeric=True),
+        Column(heading="p95", text=_time("latency_p95_ms"), numeric=True),
+        Column(heading="p99", text=_time("latency_p99_ms"), numeric=True),
+        Column(heading="Forward", text=_time("forward_median_ms"), numeric=True),
+        Column(heading="Backward", text=_time("backward_median_ms"), numeric=True),
+        Column(heading="Optimizer", text=_time("optimizer_median_ms"), numeric=True),
+        Column(heading="First call", text=_time("first_call_ms"), numeric=True),
+        Column(heading="Compiling", text=_seconds, numeric=True),
+        Column(heading="Samples", text=lambda row: str(row.get("samples", "")), numeric=True),
+        Column(heading="Of peak", text=_utilization, numeric=True),
+        Column(heading="Doubts", text=lambda row: " ".join(row.get("warnings", ())), folds=True),
+        *(
+            [Column(heading="Status", text=lambda row: row["status"])]
+            if any(row.status != "ok" for row in rows)
+            else []
+        ),
     ]
-    if crossed:
-        shown.insert(5, Column(heading="fvcore", text=_counted("macs_fvcore"), numeric=True))
-        shown.insert(6, Column(heading="Disagree", text=lambda row: _exact(row.get("macs_disagreement")), numeric=True))
-    if any(row.status != "ok" for row in rows):
-        shown.append(Column(heading="Status", text=lambda row: row["status"]))
-    return Table(rows=flat, columns=shown, notes=_flops_notes(flat))
+    # A column that no row fills, such as the backward pass of inference, is for the files alone.
+    shown = [column for column in shown if any(column.text(row) for row in flat)]
+    return Table(rows=flat, columns=shown, notes=_notes(flat))
 
 
-def _flops_notes(flat: list[dict[str, Any]]) -> list[str]:
-    notes = [
-        "MACs: multiply-accumulates of every matrix product, convolution and attention, fused attention included. "
-        "Published: in brackets, ours over theirs."
+def _varying(flat: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Gives columns for the settings that are not the same in all rows; what is the same stands below the table."""
+    return [
+        Column(heading=heading, text=lambda row, name=name: _said(row.get(name)))  # type: ignore[misc]  # a default binds the name
+        for name, heading in headings(RunSetting).items()
+        if name not in ("model", "input_shape", "batch_size", "batch_size_asked")
+        and len({_said(row.get(name)) for row in flat}) > 1
     ]
-    spelled_out = len(flat) <= _SPELLED_OUT
+
+
+def _notes(flat: Sequence[Mapping[str, Any]]) -> list[str]:
+    first = flat[0]
+    same = {
+        name: _said(first[name])
+        for name in ("device", "dtype", "amp", "mode", "compile", "channels_last", "grad_checkpointing", "threads")
+        if len({_said(row.get(name)) for row in flat}) == 1 and _said(first[name])
+    }
+    where = first.get("environment_device_name") or first.get("environment_cpu")
+    words = {"amp": "AMP", "channels_last": "channels-last", "grad_checkpointing": "gradient checkpointing"}
+    parts = [
+        f"{same[name]} threads"
+        if name == "threads"
+        else words.get(name, f"compiled by {same[name]}" if name == "compile" else same[name])
+        for name in same
+    ]
+    notes = [f"{', '.join([*parts, str(where)])}; torch {first.get('environment_torch')}."]
+    if any(row.get("repeats", 1) > 1 for row in flat):
+        notes.append("Interval: Student's, over the medians of the processes.")
     for row in flat:
-        name = row["model"]
         if row["note"]:
-            notes.append(f"{name}: {row['note'] if row['status'] == 'ok' else row['status'] + ': ' + row['note']}")
-        if row["status"] != "ok":
-            continue
-        if row.get("published_reason"):
-            notes.append(f"{name}: {row['published_reason']}")
-        if spelled_out:
-            exactly = f"{name} exactly: {exact(row['params'])} parameters, {exact(row['macs'])} MACs."
-            left_out = row["uncounted"] or {}
-            if left_out:
-                largest = sorted(left_out.items(), key=lambda item: -item[1])[:5]
-                exactly += " Not counted, elements written: " + ", ".join(f"{op} {count(n)}" for op, n in largest)
-                exactly += f" and {len(left_out) - 5} more kinds." if len(left_out) > 5 else "."
-            notes.append(exactly)
-            if row.get("published_source"):
-                notes.append(f"{name} published in: {row['published_source']}.")
+            begin = "" if row["status"] == "ok" else f"{row['status']}: "
+            notes.append(f"{row['model']}, batch {row['batch_size']}: {begin}{row['note']}")
     return notes
 
 
-def _breakdown(rows: list[Row], by: By, depth: int | None) -> Table:
-    flat: list[dict[str, Any]] = []
-    for row in rows:
-        if row.status != "ok":
-            flat.append({**columns(row.setting), by.value: "", "status": row.status, "note": row.note})
-            continue
-        about = environment_columns(row.environment) if row.environment else {}
-        for part in row.findings["flops"].breakdown(by.value, depth):
-            values = columns(part)
-            named = {by.value: values.pop("part")}
-            flat.append({**columns(row.setting), **named, **values, "status": row.status, "note": row.note, **about})
-    shown = [
-        Column(heading="Model", text=lambda row: row["model"]),
-        Column(heading=by.value.title(), text=lambda row: row[by.value] or "(itself)"),
-        *([Column(heading="Params", text=_counted("params"), numeric=True)] if by is By.module else []),
-        Column(heading="MACs", text=_counted("macs"), numeric=True),
-        Column(heading="Share", text=lambda row: f"{row['share'] * 100:.1f} %" if "share" in row else "", numeric=True),
-        Column(heading="FLOPs\n= 2 x MACs", text=_counted("flops"), numeric=True),
-        Column(heading="Activations", text=_counted("activations"), numeric=True),
-        Column(heading="Not counted\n(elements)", text=_counted("uncounted_elements"), numeric=True),
-    ]
-    notes = []
-    for row in rows:
-        if row.status != "ok":
-            notes.append(f"{row.setting.model}: {row.status}: {row.note}")
-            continue
-        found = row.findings["flops"]
-        params = f"{exact(found.params)} parameters, " if by is By.module else ""
-        notes.append(f"{row.setting.model}, the sum of the above: {params}{exact(found.macs)} MACs.")
-    return Table(rows=flat, columns=shown, notes=notes)
+def _said(value: Any) -> str:
+    if value is None or value is False:
+        return ""
+    return "yes" if value is True else str(value)
 
 
-def _input(row: Mapping[str, Any]) -> str:
-    text = size(row["input_shape"])
-    return f"{row['batch_size']} x {text}" if row["batch_size"] != 1 else text
+def _rate(value: float | None) -> str:
+    return "" if value is None else count(round(value, 2) if value < 1000 else value)
 
 
-def _counted(name: str) -> Any:
-    return lambda row: count(row[name]) if row.get(name) is not None else ""
+def _time(name: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: milliseconds(row[name]) if row.get(name) is not None else ""
 
 
-def _published(name: str) -> Any:
-    def text(row: Mapping[str, Any]) -> str:
-        theirs, difference = row.get(f"published_{name}"), row.get(f"{name}_difference")
-        if theirs and difference is not None:
-            return f"{printed(theirs)} ({percent(difference)})"
-        return printed(theirs) if theirs else ""
-
-    return text
+def _seconds(row: Mapping[str, Any]) -> str:
+    return f"{row['compile_s']:.1f} s" if row.get("compile_s") is not None else ""
 
 
-def _exact(value: int | None) -> str:
-    return "" if value is None else exact(value)
+def _interval(row: Mapping[str, Any]) -> str:
+    if row.get("latency_low_ms") is None:
+        return ""
+    return f"{row['latency_low_ms']:#.4g} to {row['latency_high_ms']:#.4g} ms"
 
 
-def verify(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(help="Names or globs of the catalog; all by default.", autocompletion=complete_model),
-    ] = None,
-    family: FamilyOption = None,
-    format: FormatOption = None,
-    output: OutputOption = None,
-) -> None:
-    """Hold our counts against every published figure; exit with 1 if one differs and no reason is on record.
-
-    MACs may differ by 1 %, parameters by 0.6 %, or by the rounding of the printed figure where that is more. A figure that
-    leaves attention out is not compared in MACs; one that counts two for each MAC is halved first.
-    """
-    from vitbench import bench, environment
-    from vitbench import verify as verb
-
-    if output is not None:
-        results.check_writable(output)
-    names = bench.select(models or (), families=family or (), everything=not models and not family)
-    for name in names:
-        catalog.find(name)
-    asked = verb.questions(names)
-    if not asked:
-        raise BadInput(f"Nobody published figures of {', '.join(names)}.")
-    checks = [check for found in progress(verb.verify(asked), len(asked), "Counting") for check in found]
-    about = environment_columns(environment.describe())
-    flat = [columns(check) | about for check in checks]
-    shown = (
-        Column(heading="Model", text=lambda row: row["model"]),
-        Column(heading="Input", text=lambda row: size(row["input_shape"])),
-        Column(heading="Params", text=_counted("params"), numeric=True),
-        Column(heading="Published", text=_published("params"), numeric=True),
-        Column(heading="MACs", text=_counted("macs"), numeric=True),
-        Column(heading="Published", text=_published("macs"), numeric=True),
-        Column(heading="Verdict", text=lambda row: row["verdict"]),
-        Column(heading="Source", text=lambda row: row["source"], folds=True),
-        Column(heading="Reason", text=lambda row: row["reason"] if row["verdict"] != "agrees" else "", folds=True),
-    )
-    tally = {
-        verdict: sum(check.verdict == verdict for check in checks)
-        for verdict in ("agrees", "explained", "differs", "failed")
-    }
-    summary = (
-        f"{len(checks)} published figures: "
-        + ", ".join(f"{number} {verdict}" for verdict, number in tally.items())
-        + "."
-    )
-    emit(Table(rows=flat, columns=shown, notes=(summary,)), format, output)
-    if tally["differs"]:
-        raise typer.Exit(DIFFERS)
-    if tally["failed"]:
-        raise typer.Exit(SOME_FAILED)
+def _utilization(row: Mapping[str, Any]) -> str:
+    return f"{row['utilization'] * 100:.1f} %" if row.get("utilization") is not None else ""

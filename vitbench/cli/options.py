@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from vitbench.records import Table
 from vitbench.reports import REPORTS, SUFFIXES
 
 T = TypeVar("T")
+
+SOME_FAILED = 3
+"""The exit code when some rows failed and the others are there."""
 
 
 class Format(StrEnum):
@@ -65,6 +68,48 @@ def parse_shape(text: str) -> Extents:
     return Extents(int(part) for part in parts)
 
 
+class Sizes(tuple[Extents, ...]):
+    """Several image sizes, as the user types them with commas between."""
+
+    __slots__ = ()
+
+
+def parse_sizes(text: str) -> Sizes:
+    """Reads "224,384x512"."""
+    return Sizes(parse_size(part) for part in text.split(","))
+
+
+class Batches(tuple[int | Literal["auto"], ...]):
+    """Batch sizes as the user types them."""
+
+    __slots__ = ()
+
+
+def parse_batches(text: str) -> Batches:
+    """Reads "1,8,32" or "auto"."""
+    if text == "auto":
+        return Batches(("auto",))
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is neither auto nor whole numbers above zero with commas between, like 1,8,32."
+        )
+    return Batches(int(part) for part in parts)
+
+
+ModelsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Names or globs of the catalog, names of timm, or package.module:factory.", autocompletion=complete_model
+    ),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="The whole catalog.")]
+TimmOption = Annotated[str | None, typer.Option("--timm", metavar="GLOB", help="Any models of timm, such as 'vit_*'.")]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1, help="Frames of a clip, for video models.")]
+InputOption = Annotated[
+    Extents | None,
+    typer.Option("--input", metavar="CxHxW", help="Input of a factory's model, without the batch.", parser=parse_shape),
+]
 FormatOption = Annotated[
     Format | None,
     typer.Option("--format", "-f", help="How to write it; by default as the output file's ending says, else a table."),
@@ -114,10 +159,17 @@ def status(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(text)
 
 
-def progress(rows: Iterable[T], total: int, doing: str) -> Iterator[T]:
-    """Passes rows on, with a progress bar on standard error where that is a terminal and there is more than one to wait for."""
+def progress(rows: Iterable[T], total: int, doing: str, *, timed: bool = False) -> Iterator[T]:
+    """Passes rows on, with a progress bar on standard error where that is a terminal and there is something to wait for.
+
+    Args:
+        rows: what takes its time.
+        total: how many there will be.
+        doing: what is being done, in a word.
+        timed: time is being measured: the bar is shown for a single row too, and drawn once a second, so as not to disturb.
+    """
     console = Console(stderr=True)
-    if total < 2 or not console.is_terminal:
+    if (total < 2 and not timed) or not console.is_terminal:
         yield from rows
         return
     from rich.progress import (
@@ -137,7 +189,7 @@ def progress(rows: Iterable[T], total: int, doing: str) -> Iterator[T]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*shown, console=console, transient=True) as bar:
+    with Progress(*shown, console=console, transient=True, refresh_per_second=1 if timed else 10) as bar:
         yield from bar.track(rows, total=total)
 
 

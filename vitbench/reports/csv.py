@@ -12,8 +12,12 @@ from vitbench.units import size
 
 
 def render(table: Table) -> str:
-    """Gives the rows of a table as CSV; the header is the union of their columns, in the order of first appearance."""
-    names = list(dict.fromkeys(name for row in table.rows for name in row))
+    """Gives the rows of a table as CSV; the header is the union of their columns, in the order of first appearance.
+
+    Lists, such as raw samples, are left out: they are for JSON.
+    """
+    lists = {name for row in table.rows for name, value in row.items() if isinstance(value, list)}
+    names = [name for name in dict.fromkeys(name for row in table.rows for name in row) if name not in lists]
     file = StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
@@ -25,7 +29,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return size(value)
+        return size(value) if all(isinstance(item, int) for item in value) else " ".join(value)
     if isinstance(value, Mapping):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return str(value)

@@ -225,7 +225,7 @@ def test_verify_fails_where_no_reason_is_on_record(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_model_that_could_not_be_counted_shows_the_published_figure_alone() -> None:
-    from vitbench.cli.measure import _published
+    from vitbench.cli.count import _published
 
     assert _published("macs")({"published_macs": 4.5e9, "macs_difference": None}) == "4.5 G"
     assert _published("macs")({"published_macs": 4.5e9, "macs_difference": 0.01}) == "4.5 G (+1.00 %)"

@@ -1,0 +1,235 @@
+"""Throughput and latency of a forward pass, or of a training step: forward, backward, optimizer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitbench import device, passes, statistics, timing
+from vitbench.environment import cores
+from vitbench.records import RunSetting, column
+
+# A training step is three forward passes' worth of FLOPs: the backward pass makes two products for each, and what
+# checkpointing computes again is not counted. Source: PaLM (arXiv 2204.02311), appendix B.
+_PASSES = {"infer": 1, "train": 3}
+
+_WIDE_SPREAD = 0.10
+_DRIFT = 0.02
+_OTHER_CORES = 0.1
+
+WARNINGS = {
+    "few-samples": "fewer than six runs: there is no interval; give a larger --min-time",
+    "wide-spread": "the quartiles lie more than 10 % of the median apart: use --repeats, or a quieter machine",
+    "drift": "the second half of the runs took more than 2 % longer or shorter than the first: the machine was changing",
+    "unsettled": "the times had not settled when the warm-up had to end",
+    "other-load": "other work kept 0.1 processors or more busy meanwhile",
+    "contended-threads": "threads and other work together were more than the processors: fewer --threads may be faster",
+    "oversubscribed": "more threads than processors: fewer --threads will be faster",
+    "throttled": "the clock, or this container's share of the processors, was held back",
+    "shared-device": "other processes were on the accelerator",
+}
+
+_DISTURBED = {"other-load", "contended-threads", "throttled", "shared-device", "drift"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one process measured.
+
+    Attributes:
+        samples: the times.
+        peak_flops_per_s: of a matrix product of the same dtype, in the same process.
+        other_cores, throttled, shared: as `device.Watch` gives them.
+    """
+
+    samples: timing.Samples
+    peak_flops_per_s: float
+    other_cores: float
+    throttled: bool | None
+    shared: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """How fast a model runs. Times are of a whole batch, the device being idle before and after."""
+
+    throughput_per_s: float = column(
+        "Inputs/s", better="higher", meaning="images or clips a second: batch_size over latency_median_ms"
+    )
+    latency_median_ms: float = column(
+        "Median",
+        better="lower",
+        meaning="milliseconds a batch (training: a step), median; of several processes, the mean of their medians",
+    )
+    latency_low_ms: float | None = column(
+        "Low",
+        meaning="lower end of the 95 % interval of the median: between two samples, or, of several processes, Student's; empty "
+        "for fewer than six samples",
+    )
+    latency_high_ms: float | None = column("High", meaning="its upper end")
+    latency_p90_ms: float | None = column("p90", meaning="90th percentile")
+    latency_p95_ms: float | None = column("p95", meaning="95th percentile; empty for fewer than 100 samples")
+    latency_p99_ms: float | None = column("p99", meaning="99th percentile; empty for fewer than 500 samples")
+    forward_median_ms: float | None = column(
+        "Forward", better="lower", meaning="of a training step: forward pass and loss"
+    )
+    backward_median_ms: float | None = column("Backward", better="lower", meaning="of a training step: backward pass")
+    optimizer_median_ms: float | None = column("Optimizer", better="lower", meaning="of a training step: AdamW's step")
+    first_call_ms: float = column("First call", meaning="the first call, of the first process; not among the samples")
+    compile_s: float | None = column(
+        "Compile",
+        better="lower",
+        meaning="seconds that compiling took: the first call less latency_median_ms; empty for eager",
+    )
+    samples: int = column("Samples", meaning="runs that were measured")
+    warmup: int = column("Warm-up", meaning="runs thrown away after the first, until the times settled")
+    repeats: int = column("Repeats", meaning="processes that measured, one after another")
+    clock: str = column("Clock", meaning="host: the processor's, the device waited for; events: the accelerator's")
+    achieved_flops_per_s: float | None = column(
+        "FLOP/s", meaning="2 x macs of the forward pass, three times that in training, over latency_median_ms"
+    )
+    peak_flops_per_s: float = column(
+        "Peak FLOP/s", meaning="fastest product of two square matrices of that dtype, in the same process"
+    )
+    utilization: float | None = column("Of peak", meaning="achieved_flops_per_s over peak_flops_per_s")
+    other_cores: float = column("Other load", meaning="processors kept busy by others meanwhile, on average")
+    quiet: bool = column("Quiet", meaning="whether none of the warnings of the machine's other work or clock applies")
+    warnings: tuple[str, ...] = column("Warnings", meaning="names of doubts about the row, explained in the README")
+    samples_ms: list[list[float]] = column("Samples", meaning="milliseconds of each run, a list a process")
+    phases_ms: list[list[list[float]]] = column(
+        "Phases",
+        meaning="milliseconds of each part of a run, a list a process and part: the whole, or forward, backward, optimizer",
+    )
+
+
+def measure(
+    model: nn.Module, setting: RunSetting, *, rule: timing.Rule = timing.RULE, clock: timing.Clock | None = None
+) -> Run:
+    """Times a model in this process, which `device.prepare` has set up.
+
+    Args:
+        model: in the setting's dtype, where and how `passes.laid_out` puts it.
+        setting: input shape, batch size, mode and the rest.
+        rule: when it is warm, and when its time is known.
+        clock: by default the best that the device has.
+
+    Raises:
+        torch.OutOfMemoryError: the accelerator's memory ran out; on a CPU it is a RuntimeError.
+        Exception: whatever the model raises.
+    """
+    where = torch.device(setting.device)
+    clock = clock or timing.clock_of(where)
+    peak = matrix_peak(where, passes.DTYPES[setting.dtype], clock)
+    phases = passes.phases(model, passes.example(setting), setting)
+    watch = device.Watch(where)
+    samples = timing.sample(phases, clock, rule)
+    watch.stop()
+    return Run(
+        samples=samples,
+        peak_flops_per_s=peak,
+        other_cores=watch.other_cores,
+        throttled=watch.throttled,
+        shared=watch.shared,
+    )
+
+
+def matrix_peak(where: torch.device, dtype: torch.dtype, clock: timing.Clock) -> float:
+    """Gives the FLOP/s of the fastest of some products of two square matrices.
+
+    They double in size, from 256 rows to 8192 at most, until a third of a second is spent: some processors take a minute for a
+    product of a dtype that they do not have.
+    """
+    rows, fastest, begin = 256, 0.0, clock.now()
+    while True:
+        left, right = torch.randn((2, rows, rows), device=where).to(dtype)
+        seconds = min(sum(clock.time([functools.partial(torch.mm, left, right)])) for _ in range(4))
+        fastest = max(fastest, 2 * rows**3 / seconds)
+        spent = clock.now() - begin
+        # Other work can hold up all of the small products; they say little about the peak.
+        if rows == 8192 or spent > (0.3 if rows >= 1024 else 1.0):
+            return fastest
+        rows *= 2
+
+
+def summarise(runs: Sequence[Run], setting: RunSetting, *, macs: int | None) -> Throughput:
+    """Gives the figures of one or more processes that measured the same.
+
+    Args:
+        runs: at least one.
+        setting: what they measured.
+        macs: multiply-accumulates of one forward pass of the batch; None where they could not be counted.
+    """
+    by_process = [[1e3 * second for second in run.samples.runs_s] for run in runs]
+    pooled = [time for times in by_process for time in times]
+    medians = [statistics.median(times) for times in by_process]
+    middle = sum(medians) / len(medians)
+    interval = statistics.mean_interval(medians) if len(runs) > 1 else statistics.median_interval(pooled)
+    first_ms = 1e3 * runs[0].samples.first_s
+    achieved = None if macs is None else 2 * macs * _PASSES[setting.mode] / (middle / 1e3)
+    peak = max(run.peak_flops_per_s for run in runs)
+    phases = [
+        statistics.median([1e3 * second for run in runs for second in run.samples.phases_s[number]])
+        for number in range(len(runs[0].samples.phases_s))
+    ]
+    forward, backward, optimizer = phases if setting.mode == "train" else (None, None, None)
+    warnings = _warnings(runs, by_process, interval is None, setting)
+    return Throughput(
+        throughput_per_s=setting.batch_size / (middle / 1e3),
+        latency_median_ms=middle,
+        latency_low_ms=interval[0] if interval else None,
+        latency_high_ms=interval[1] if interval else None,
+        latency_p90_ms=statistics.percentile(pooled, 0.9),
+        latency_p95_ms=statistics.percentile(pooled, 0.95),
+        latency_p99_ms=statistics.percentile(pooled, 0.99),
+        forward_median_ms=forward,
+        backward_median_ms=backward,
+        optimizer_median_ms=optimizer,
+        first_call_ms=first_ms,
+        compile_s=(first_ms - middle) / 1e3 if setting.compile else None,
+        samples=len(pooled),
+        warmup=sum(run.samples.warmup for run in runs),
+        repeats=len(runs),
+        clock=runs[0].samples.clock,
+        achieved_flops_per_s=achieved,
+        peak_flops_per_s=peak,
+        utilization=None if achieved is None else achieved / peak,
+        other_cores=max(run.other_cores for run in runs),
+        quiet=_DISTURBED.isdisjoint(warnings),
+        warnings=warnings,
+        samples_ms=by_process,
+        phases_ms=[[[1e3 * second for second in phase] for phase in run.samples.phases_s] for run in runs],
+    )
+
+
+def _warnings(
+    runs: Sequence[Run], by_process: Sequence[Sequence[float]], too_few: bool, setting: RunSetting
+) -> tuple[str, ...]:
+    on_cpu = setting.device == "cpu"
+    others = max(run.other_cores for run in runs)
+    found = {
+        "few-samples": too_few,
+        "wide-spread": any(statistics.spread(times) > _WIDE_SPREAD for times in by_process),
+        "drift": any(_drifts(times) for times in by_process),
+        "unsettled": not all(run.samples.settled for run in runs),
+        "other-load": others >= _OTHER_CORES,
+        "contended-threads": on_cpu
+        and setting.threads > 1
+        and others >= _OTHER_CORES
+        and setting.threads + others > cores(),
+        "oversubscribed": on_cpu and setting.threads > cores(),
+        "throttled": any(run.throttled for run in runs),
+        "shared-device": any(run.shared for run in runs),
+    }
+    return tuple(name for name in WARNINGS if found[name])
+
+
+def _drifts(times: Sequence[float]) -> bool:
+    if len(times) < 2 * statistics.LEAST_FOR_INTERVAL:
+        return False
+    half = len(times) // 2
+    before, after = statistics.median(times[:half]), statistics.median(times[half:])
+    return abs(after - before) > _DRIFT * before

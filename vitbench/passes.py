@@ -1,0 +1,102 @@
+"""One pass of a model as a user would run it: inference, or a training step of forward, backward and optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from vitbench.errors import NotSupported
+from vitbench.records import Dtype, RunSetting
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+Phase = Callable[[], object]
+
+
+def laid_out(model: nn.Module, setting: RunSetting) -> nn.Module:
+    """Gives the model on the setting's device, in its dtype, memory format and mode, compiled if asked; it is changed in place.
+
+    Raises:
+        NotSupported: the model cannot recompute its activations.
+        torch.OutOfMemoryError: the accelerator's memory ran out; on a CPU it is a RuntimeError.
+    """
+    if setting.grad_checkpointing:
+        checkpointing = getattr(model, "set_grad_checkpointing", None)
+        if checkpointing is None:
+            raise NotSupported(f"{setting.model} has no set_grad_checkpointing(): it cannot recompute its activations.")
+        checkpointing(True)
+    model.train(setting.mode == "train")
+    model.to(device=setting.device, dtype=None if setting.amp else DTYPES[setting.dtype])
+    if setting.channels_last:
+        # A convolution of clips has weights of five extents, and a memory format of its own.
+        for weight in model.parameters():
+            if weight.dim() in (4, 5):
+                weight.data = weight.data.contiguous(memory_format=_channels_last(weight))
+    if setting.compile is not None:
+        backend, _, mode = setting.compile.partition(":")
+        model.compile(backend=backend, mode=mode or None)
+    return model
+
+
+def example(setting: RunSetting) -> Tensor:
+    """Gives a batch of random inputs, (batch, *input_shape), on the setting's device."""
+    dtype = torch.float32 if setting.amp else DTYPES[setting.dtype]
+    inputs = torch.randn((setting.batch_size, *setting.input_shape), device=setting.device).to(dtype)
+    return inputs.contiguous(memory_format=_channels_last(inputs)) if setting.channels_last else inputs
+
+
+def phases(model: nn.Module, inputs: Tensor, setting: RunSetting) -> tuple[Phase, ...]:
+    """Gives the parts of a pass, to be called in turn, again and again: a forward pass, or forward, backward and optimizer.
+
+    The loss is the mean of the squared outputs, of all of them where a model in training has several; the optimizer is AdamW,
+    with a loss scale for autocast to fp16, without which its gradients vanish.
+    """
+    autocast = _autocast(setting)
+    if setting.mode == "infer":
+
+        def infer() -> None:
+            with torch.inference_mode(), autocast():
+                model(inputs)
+
+        return (infer,)
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    scaler = torch.amp.GradScaler(inputs.device.type, enabled=setting.amp and setting.dtype == "fp16")
+    losses: list[Tensor] = []
+
+    def forward() -> None:
+        with autocast():
+            outputs = [leaf for leaf in tree_leaves(model(inputs)) if isinstance(leaf, Tensor)]
+            losses.append(sum((output.float().square().mean() for output in outputs), start=outputs[0].new_zeros(())))
+
+    def backward() -> None:
+        scaler.scale(losses.pop()).backward()
+
+    def step() -> None:
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return forward, backward, step
+
+
+def _autocast(setting: RunSetting) -> Callable[[], AbstractContextManager[Any]]:
+    if not setting.amp:
+        return contextlib.nullcontext
+    kind, dtype = torch.device(setting.device).type, DTYPES[setting.dtype]
+    return lambda: torch.autocast(kind, dtype)
+
+
+def _channels_last(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
