@@ -9,10 +9,11 @@ from typing import Any
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from vitbench.blocks import Recomputing
 from vitbench.units import size
 
 
-class Classifier(nn.Module, ABC):
+class Classifier(Recomputing, ABC):
     """Features of a clip or an image of one size, and a linear layer that classifies one vector of them.
 
     Args:
