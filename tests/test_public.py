@@ -19,7 +19,11 @@ def test_importing_vitbench_loads_nothing_heavy() -> None:
     run("import sys, vitbench", "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)")
 
 
-@pytest.mark.parametrize("order", [("vitbench", "timm"), ("timm", "vitbench"), ("vitbench", "timm.models")], ids=str)
+@pytest.mark.parametrize(
+    "order",
+    [("vitbench", "timm"), ("timm", "vitbench"), ("vitbench", "timm.models"), ("vitbench.classifier", "timm")],
+    ids=str,
+)
 def test_timm_knows_the_native_models_in_whatever_order_both_are_imported(order: tuple[str, str]) -> None:
     run(
         *(f"import {name}" for name in order),

@@ -6,13 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from vitbench.blocks import Recomputing
 from vitbench.units import size
 
 
-class Classifier(nn.Module, ABC):
+class Classifier(Recomputing, ABC):
     """Features of a clip or an image of one size, and a linear layer that classifies one vector of them.
 
     Args:
@@ -91,6 +91,9 @@ def resampled_square(name: str, table: Tensor, grid: tuple[int, int], prefix: in
     Raises:
         ValueError: the table is of no square grid.
     """
+    # Not above: timm's import registers the native models, which need this module whole.
+    from timm.layers import resample_abs_pos_embed
+
     places = table.shape[1] - prefix
     if math.isqrt(places) ** 2 != places:
         raise ValueError(f"{name} holds {places} places, which no square grid gives")

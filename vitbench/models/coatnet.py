@@ -26,6 +26,8 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitbench.blocks import Blocks, Recomputing
+
 # Equation 5: the stride is in the 1x1 expansion. The pooling of the identity branch is that of Transformer blocks, by maxima.
 _MBCONV = MaxxVitConvCfg(stride_mode="1x1", pool_type="max2", expand_ratio=4, attn_ratio=0.25)
 
@@ -91,7 +93,7 @@ class Stage(NamedTuple):
     stride: int = 2
 
 
-class CoAtNet(nn.Module):
+class CoAtNet(Recomputing):
     """A stem of two convolutions (S0), stages of blocks (S1 to S4), and a classifier over the pooled map.
 
     Source: figure 4.
@@ -138,7 +140,7 @@ class CoAtNet(nn.Module):
         self.stages = nn.Sequential()
         for stage in stages:
             grid = (grid[0] // stage.stride, grid[1] // stage.stride)
-            blocks = nn.Sequential()
+            blocks = Blocks()
             for number in range(stage.depth):
                 stride = 1 if number else stage.stride
                 blocks.append(stage.block(Place(width_in, stage.dim, stride, grid, head_size, next(rates))))

@@ -3,8 +3,7 @@
 Three of them: CCT, whose tokens come from convolutions; CVT, from patches, with sequence pooling (`compact_cvt_*` here, since
 CvT is another paper's); and ViT-Lite, from patches, with a class token. After the name: blocks, kernel or patch x layers, pixels.
 
-Agrees with the official code, SHI-Labs/Compact-Transformers at cd11f09: names of tensors, parameters, logits, rates of
-dropping.
+Agrees with the official code, SHI-Labs/Compact-Transformers at cd11f09: names of tensors, parameters, logits, rates of dropping.
 
 Differences: attention is one fused call, and the position table is added to a new tensor. The official constructors of
 CCT and CVT with sinusoidal positions build learnable ones, as they never pass the choice on; here they are sinusoidal.
@@ -26,6 +25,8 @@ from timm.layers import DropPath, resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional
+
+from vitbench.blocks import Blocks, Recomputing
 
 # Training regularisation that the official constructors set; their other dropouts are 0.
 _ATTENTION_DROPOUT = 0.1
@@ -188,7 +189,7 @@ class Transformer(nn.Module, ABC):
         super().__init__()
         self.positional_emb = positions(self.num_prefix_tokens + tokens, dim)
         rates = [_STOCHASTIC_DEPTH * number / max(1, depth - 1) for number in range(depth)]
-        self.blocks = nn.Sequential(*(Block(dim, num_heads, mlp_ratio, rate) for rate in rates))
+        self.blocks = Blocks(*(Block(dim, num_heads, mlp_ratio, rate) for rate in rates))
         self.norm = nn.LayerNorm(dim)
         self.fc = _last_layer(dim, num_classes)
 
@@ -233,7 +234,7 @@ class ClassToken(Transformer):
         return super().forward(torch.cat((self.class_emb.expand(len(x), -1, -1), x), dim=1))
 
 
-class CompactTransformer(nn.Module):
+class CompactTransformer(Recomputing):
     """A tokenizer and a Transformer, with timm's contract.
 
     Args:
@@ -437,9 +438,8 @@ default_cfgs = generate_default_cfgs({tag: cfg for name in _ENTRY_POINTS for tag
 
 def _register(name: str, arguments: dict[str, Any]) -> None:
     def entry_point(pretrained: bool = False, **options: Any) -> CompactTransformer:
-        options = arguments | options
         return build_model_with_cfg(
-            CompactTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **options
+            CompactTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **arguments | options
         )
 
     entry_point.__name__ = name

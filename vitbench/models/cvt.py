@@ -24,6 +24,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitbench.blocks import Recomputing
+
 
 class ConvEmbed(nn.Module):
     """Convolutional token embedding: overlapping patches, each projected and normed. Source: section 3.1, equation 1.
@@ -122,7 +124,7 @@ class Block(nn.Module):
         return out
 
 
-class Stage(nn.Module):
+class Stage(Recomputing):
     """Token embedding and blocks: a feature map becomes a coarser one. Source: figure 2 (a).
 
     Args:
@@ -139,7 +141,7 @@ class Stage(nn.Module):
         """(B, channels, H, W) -> (B, C, H / stride, W / stride)."""
         tokens, grid = self.patch_embed(x)
         for block in self.blocks:
-            tokens = block(tokens, grid)
+            tokens = self.run(block, tokens, grid)
         out: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
         return out
 
@@ -157,11 +159,11 @@ class LastStage(Stage):
         tokens, grid = self.patch_embed(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1)
         for block in self.blocks:
-            x = block(x, grid)
+            x = self.run(block, x, grid)
         return x
 
 
-class ConvolutionalVisionTransformer(nn.Module):
+class ConvolutionalVisionTransformer(Recomputing):
     """Three stages and a classifier that reads the class token; no position table, so any size of image goes in.
 
     Args:

@@ -297,7 +297,7 @@ class MViT(Classifier):
         x = self.positions(torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens.flatten(2).mT), dim=1))
         grid = self.grid_size
         for block in self.blocks:
-            x, grid = block(x, grid)
+            x, grid = self.run(block, x, grid)
         out: Tensor = self.norm(x)
         return out
 

@@ -24,6 +24,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitbench.blocks import Recomputing
+
 # The official code sets this for the norms of blocks and for the last one, and leaves torch's 1e-5 to the others.
 _BlockNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -97,7 +99,7 @@ class Block(nn.Module):
         return out
 
 
-class Stage(nn.Module):
+class Stage(Recomputing):
     """Patches, a position table of its own, and blocks: a feature map becomes tokens of a coarser one.
 
     Source: sections 3.1 and 3.2, figure 3.
@@ -137,7 +139,7 @@ class Stage(nn.Module):
         grid = (x.shape[1], x.shape[2])
         x = self._before_blocks(x.flatten(1, 2))
         for block in self.blocks:
-            x = block(x, grid)
+            x = self.run(block, x, grid)
         return x, grid
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ class LastStage(Stage):
         return tokens
 
 
-class PyramidVisionTransformer(nn.Module):
+class PyramidVisionTransformer(Recomputing):
     """Four stages, each of which halves the map again, and a classifier that reads the class token.
 
     Args:

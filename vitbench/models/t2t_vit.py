@@ -3,8 +3,7 @@
 Agrees with the official code, yitu-opensource/T2T-ViT at 0f63dc9: names of tensors, parameters, logits, dropouts.
 
 Differences: attention is one fused call; images need not be square, nor their sides multiples of 16. The official
-constructors change the scale of attention when asked for pretrained weights; its README and its evaluation do not, nor is
-it done here.
+constructors change the scale of attention for pretrained weights; its README and its evaluation do not, nor does this.
 
 Shapes: B batch, H W rows and columns, N tokens, C channels, h heads, d channels of one head, m random features.
 """
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitbench import checkpoints
+from vitbench.blocks import Blocks, Recomputing
 
 # Kernel, stride and padding of the three soft splits. Source: section 3.3; a stride is a patch less its overlap.
 _SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
@@ -102,7 +102,7 @@ class TokenPerformer(nn.Module):
         return out
 
 
-class TokensToToken(nn.Module):
+class TokensToToken(Recomputing):
     """Splits the image softly, restructures, splits again: three times, twice with attention between.
 
     Source: section 3.1, equation 4 and figure 3; official models/t2t_vit.py, T2T_module.
@@ -131,8 +131,8 @@ class TokensToToken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, C)."""
         first, second, _ = self.grids(x.shape[2], x.shape[3])
-        x = self.attention1(_soft_split(x, *_SOFT_SPLITS[0]))
-        x = self.attention2(_soft_split(x.mT.unflatten(2, first), *_SOFT_SPLITS[1]))
+        x = self.run(self.attention1, _soft_split(x, *_SOFT_SPLITS[0]))
+        x = self.run(self.attention2, _soft_split(x.mT.unflatten(2, first), *_SOFT_SPLITS[1]))
         out: Tensor = self.project(_soft_split(x.mT.unflatten(2, second), *_SOFT_SPLITS[2]))
         return out
 
@@ -244,7 +244,7 @@ _Block = partial(Block, norm_layer=nn.LayerNorm)
 def plain_encoder(dim: int, drop_path_rate: float, depth: int, **options: Any) -> tuple[nn.Sequential, int]:
     """Gives blocks of one width, and that width; `options` are the block's."""
     rates = (drop_path_rate * number / max(1, depth - 1) for number in range(depth))
-    return nn.Sequential(*(_Block(dim, drop_path=rate, **options) for rate in rates)), dim
+    return Blocks(*(_Block(dim, drop_path=rate, **options) for rate in rates)), dim
 
 
 def dense_encoder(
@@ -260,10 +260,10 @@ def dense_encoder(
         options |= {"drop_path": drop_path_rate * group / 11, "norm_layer": nn.LayerNorm}
         layers += [DenseBlock(dim + growth * number, growth, **options) for number in range(depth)]
         dim += growth * depth
-    return nn.Sequential(*layers), dim
+    return Blocks(*layers), dim
 
 
-class T2TViT(nn.Module):
+class T2TViT(Recomputing):
     """Tokens-to-token module, class token, fixed position table, an encoder, and a classifier that reads the class token.
 
     Source: section 3.2, equation 5 and figure 4; official models/t2t_vit.py.

@@ -36,6 +36,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitbench.blocks import Blocks
 from vitbench.classifier import Classifier, resampled_square
 from vitbench.units import size
 
@@ -175,7 +176,7 @@ class TimeSformer(Classifier):
         rates = (drop_path_rate * number / max(1, depth - 1) for number in range(depth))
         options: dict[str, Any] = {"qkv_bias": True, "norm_layer": _norm}
         grid = (num_frames, *self.patch_embed.grid_size)
-        self.blocks = nn.Sequential(*(block(embed_dim, num_heads, grid, drop_path=rate, **options) for rate in rates))
+        self.blocks = Blocks(*(block(embed_dim, num_heads, grid, drop_path=rate, **options) for rate in rates))
         self.norm = _norm(embed_dim)
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.pos_embed, std=0.02)

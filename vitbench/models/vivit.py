@@ -27,6 +27,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitbench.blocks import Blocks
 from vitbench.classifier import Classifier
 from vitbench.units import size
 
@@ -88,7 +89,7 @@ class _Stack(nn.Module):
         super().__init__()
         self.pos_embed = nn.Parameter(nn.init.normal_(torch.empty(1, tokens, dim), std=0.02))
         rates = (drop_path_rate * number / max(1, depth - 1) for number in range(depth))
-        self.blocks = nn.Sequential(*(block(dim, num_heads, drop_path=rate, **_block_options) for rate in rates))
+        self.blocks = Blocks(*(block(dim, num_heads, drop_path=rate, **_block_options) for rate in rates))
         self.norm = _norm(dim)
 
 
