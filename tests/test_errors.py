@@ -37,3 +37,11 @@ def test_one_line_keeps_the_kind_of_a_stranger() -> None:
     assert one_line(ValueError("A sentence.")) == "ValueError: A sentence"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert one_line(BadInput("A sentence.")) == "A sentence."
+
+
+def test_a_line_that_announces_the_next_is_joined_with_it() -> None:
+    """As torch.compile words its errors."""
+    error = RuntimeError("backend='inductor' raised:\nTypeError: no kernel for this.\n\nSet TORCHDYNAMO_VERBOSE=1")
+    assert one_line(error) == "RuntimeError: backend='inductor' raised: TypeError: no kernel for this"
+    assert one_line(ValueError("only this:")) == "ValueError: only this:"
+    assert one_line(ValueError()) == "ValueError"

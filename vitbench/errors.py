@@ -60,9 +60,13 @@ def _unpickle(kind: type[VitbenchError], text: str, state: dict[str, object]) ->
 
 
 def one_line(error: BaseException) -> str:
-    """Gives the first line of an error's text, with its kind and without its full stop: enough for a status note."""
-    text = str(error).strip()
-    first = text.splitlines()[0].strip() if text else ""
+    """Gives the first line of an error's text, with its kind and without its full stop: enough for a status note.
+
+    A line that ends in a colon only announces the next, which then belongs to it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    announced = next((number for number, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    first = " ".join(lines[: announced + 1])
     if isinstance(error, VitbenchError):
         return first
     return f"{type(error).__name__}: {first.removesuffix('.')}" if first else type(error).__name__

@@ -1,0 +1,259 @@
+"""Jobs, rows, batch sizes, and what a process of its own keeps from the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from vitbench import measure, timing, worker
+from vitbench.errors import BadInput
+from vitbench.measure import Ask, Job, jobs
+from vitbench.records import Row, RunSetting
+
+QUICK = timing.Rule(min_time_s=0.02, warmup_s=0.02, looks_from=6)
+
+FACTORIES = """
+import os, time
+import torch
+import torch._dynamo
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+    def forward(self, x):
+        return self.layer(x)
+
+def good(): return Net()
+
+class Dying(Net):
+    def forward(self, x):
+        if not x.is_meta: os.abort()
+        return x
+
+class Sleeping(Net):
+    def forward(self, x):
+        if not x.is_meta: time.sleep(60)
+        return x
+
+class Raising(Net):
+    def forward(self, x):
+        raise ZeroDivisionError("deep inside")
+
+class Greedy(Net):
+    def forward(self, x):
+        if not x.is_meta: torch.empty(2 ** 50)
+        return x
+
+@torch._dynamo.register_backend
+def failing(graph, inputs):
+    raise TypeError("no kernel for this")
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ask]:
+    (tmp_path / "measured_for_tests.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def ask(*names: str, **options: Any) -> Ask:
+        models = [(f"measured_for_tests:{name}", False) for name in names]
+        return Ask(**{"models": models, "input_shape": (3, 2, 4), "rule": QUICK, "threads": 1, **options})
+
+    return ask
+
+
+def test_a_job_for_every_combination() -> None:
+    asked = jobs(
+        Ask(
+            models=[("vit_b16", False), ("cct_2_3x2_32", False)],
+            img_sizes=((32, 32), (64, 64)),
+            dtypes=("fp32", "bf16"),
+            batch_sizes=(1, "auto"),
+            threads=3,
+        )
+    )
+    assert len(asked) == len({job.setting for job in asked}) == 16
+    first, second = asked[0].setting, asked[1].setting
+    assert (first.model, first.input_shape, first.dtype, first.batch_size_asked) == (
+        "vit_b16",
+        (3, 32, 32),
+        "fp32",
+        "1",
+    )
+    assert (second.batch_size, second.batch_size_asked, second.threads) == (1, "auto", 3)
+
+
+def test_the_number_of_threads_is_torchs_own_and_recorded() -> None:
+    (job,) = jobs(Ask(models=[("vit_b16", False)]))
+    assert job.setting.threads == torch.get_num_threads()
+
+
+def test_what_cannot_be_planned_is_a_row() -> None:
+    bad, good = jobs(Ask(models=[("swin_tt", False), ("vit_b16", False)]))
+    assert "Did you mean" in bad.problem
+    assert not good.problem
+    row = measure.measure_one(bad)
+    assert (row.status, row.note) == ("failed", bad.problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"amp": True}, "--dtype bf16 or fp16"),
+        ({"grad_checkpointing": True}, "--mode train"),
+        ({"where": "gpu"}, "no device 'gpu'"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        jobs(Ask(models=[("vit_b16", False)], **options))
+
+
+def planted(job: Job, speeds: dict[int, float]) -> Iterator[Row]:
+    """Rows of a job whose throughput at each batch size is planted; batches without one run out of memory."""
+
+    def run(one: Job) -> Row:
+        speed = speeds.get(one.setting.batch_size)
+        if speed is None:
+            return Row(setting=one.setting, findings={}, status="out_of_memory", note="no")
+        return Row(setting=one.setting, findings={"throughput": SimpleNamespace(throughput_per_s=speed)})
+
+    return measure.rows(job, run)
+
+
+def job(batch: int | str) -> Job:
+    (one,) = jobs(Ask(models=[("vit_b16", False)], batch_sizes=(batch,)))  # type: ignore[arg-type]  # "auto" or a number
+    return one
+
+
+def test_auto_doubles_the_batch_while_that_pays() -> None:
+    """From 4 to 8 the throughput rises by 2 % only: that is not worth a doubling."""
+    found = list(planted(job("auto"), {1: 100, 2: 190, 4: 300, 8: 306, 16: 1000}))
+    assert [row.setting.batch_size for row in found] == [1, 2, 4, 8]
+
+
+def test_auto_ends_where_memory_does() -> None:
+    found = list(planted(job("auto"), {1: 100, 2: 190}))
+    assert [(row.setting.batch_size, row.status) for row in found] == [(1, "ok"), (2, "ok"), (4, "out_of_memory")]
+
+
+def test_a_lowered_batch_is_a_row_and_a_status_of_its_own() -> None:
+    found = list(planted(job(100), {25: 10, 12: 10}))
+    assert [(row.setting.batch_size, row.status) for row in found] == [
+        (100, "out_of_memory"),
+        (50, "out_of_memory"),
+        (25, "lowered"),
+    ]
+    last = found[-1].setting
+    assert isinstance(last, RunSetting)
+    assert last.batch_size_asked == "100"
+    assert found[-1].note == "batch 100 ran out of memory; this is 25"
+
+
+def test_a_model_that_fits_at_no_batch_size_ends() -> None:
+    assert [row.setting.batch_size for row in planted(job(5), {})] == [5, 2, 1]
+
+
+def test_a_crash_a_timeout_and_an_error_touch_one_row_alone(factories: Callable[..., Ask]) -> None:
+    asked = jobs(factories("Dying", "Sleeping", "Raising", "Greedy", "good", timeout_s=5.0))
+    dying, sleeping, raising, greedy, good = measure.measure(asked)
+    assert (dying.status, dying.note) == ("crashed", "its process ended with exit code -6")
+    assert (sleeping.status, sleeping.note) == ("timeout", "took more than 5 s")
+    assert raising.status == "failed"
+    assert raising.note == "measured_for_tests:Raising cannot run on 1x3x2x4: ZeroDivisionError: deep inside."
+    assert greedy.status == "out_of_memory"
+    assert "allocate memory" in greedy.note
+    assert (good.status, good.note) == ("ok", "")
+    found = good.findings["throughput"]
+    # A linear layer of 4 x 4 on 6 rows: 96 multiply-accumulates, twice that in operations.
+    assert found.achieved_flops_per_s == pytest.approx(2 * 96 / found.latency_median_ms * 1e3)
+    assert good.machine is not None
+    assert good.environment is not None
+
+
+def test_a_model_that_fails_to_compile_is_a_row_with_its_reason(factories: Callable[..., Ask]) -> None:
+    (broken,) = measure.measure(jobs(factories("good", compile="failing")))
+    assert broken.status == "failed"
+    assert "good cannot run compiled by failing on 1x3x2x4" in broken.note
+    assert "no kernel for this" in broken.note
+    (good,) = measure.measure(jobs(factories("good", compile="aot_eager")))
+    assert good.status == "ok"
+    assert good.findings["throughput"].compile_s > 0
+
+
+def test_repeats_have_a_process_each(factories: Callable[..., Ask]) -> None:
+    (row,) = measure.measure(jobs(factories("good", repeats=3)))
+    found = row.findings["throughput"]
+    assert found.repeats == len(found.samples_ms) == 3
+
+
+def test_without_isolation_it_runs_here(factories: Callable[..., Ask], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "start", lambda: pytest.fail("a server was started"))
+    threads = torch.get_num_threads()
+    try:
+        (row,) = measure.measure(jobs(factories("good", mode="train")), isolated=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert row.status == "ok"
+    assert row.findings["throughput"].backward_median_ms > 0
+
+
+def test_counts_and_times_stand_in_one_row(factories: Callable[..., Ask]) -> None:
+    (row,) = measure.measure(jobs(factories("good", metrics=("flops", "throughput"), batch_sizes=(2,))))
+    assert row.status == "ok", row.note
+    assert row.findings["flops"].macs == 2 * 96
+    assert row.findings["throughput"].samples >= 6
+
+
+def about(_: int) -> tuple[bool, int, int]:
+    """What a fresh process and its server are like."""
+    server = psutil.Process().parent()
+    assert server is not None
+    return torch.cuda.is_initialized(), psutil.Process().num_threads(), server.num_threads()
+
+
+def refused(*what: object) -> tuple[bool, int, int]:
+    raise AssertionError(what)
+
+
+def test_the_server_has_neither_an_accelerator_nor_threads() -> None:
+    assert worker.alone(about, 0, timeout_s=60, failed=refused) == (False, 1, 1)
+
+
+def test_a_process_of_its_own_costs_less_than_a_third_of_a_second() -> None:
+    worker.alone(about, 0, timeout_s=60, failed=refused)  # the server imports once
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        worker.alone(about, 0, timeout_s=60, failed=refused)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.3
+
+
+def test_the_compilers_cache_begins_empty_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/before")
+    import os
+
+    with measure._fresh_compiler_cache():
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/before"
+
+
+def test_a_job_at_another_batch_size_is_the_same_otherwise() -> None:
+    one = job(4)
+    assert one.at(2) == replace(
+        one, setting=replace(one.setting, batch_size=2), request=replace(one.request, batch_size=2)
+    )
