@@ -113,6 +113,45 @@ def test_the_processors_clock_tells_what_was_slept() -> None:
     assert timing.clock_of(torch.device("cpu")).name == "host"
 
 
+def test_an_accelerators_marks_are_read_in_milliseconds_after_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose clock is ours: marks lie in its stream of work, and no wait lies between two phases."""
+    done: list[str] = []
+
+    class Mark:
+        def __init__(self, device: torch.device, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: object) -> None:
+            done.append("mark")
+            self.place = len(done)
+
+        def elapsed_time(self, other: Mark) -> float:
+            return 1e3 * (other.place - self.place)
+
+    monkeypatch.setattr(torch, "Event", Mark)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: done.append("wait"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: None)
+    clock = timing.clock_of(torch.device("cuda:0"))
+    assert clock.name == "events"
+    done.clear()
+    assert clock.time([lambda: done.append("forward"), lambda: done.append("backward")]) == (2.0, 2.0)
+    assert done == ["wait", "mark", "forward", "mark", "backward", "mark", "wait"]
+
+
+def test_an_accelerator_without_a_clock_is_timed_by_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[torch.device] = []
+
+    def no_events(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch, "Event", no_events)
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    clock = timing.clock_of(torch.device("mps"))
+    assert clock.name == "host"
+    clock.time([nothing, nothing])
+    assert len(waits) == 3  # before the first, and after each
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
 def test_events_agree_with_the_processors_clock() -> None:
