@@ -5,6 +5,7 @@ Records hold base values; the last part of a name is its unit. Counts get decima
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -25,6 +26,19 @@ def memory(value: float) -> str:
         if abs(value) >= size * (1 - 0.5e-4):
             return f"{value / size:#.4g} {prefix}"
     return f"{int(value)} B"
+
+
+def parse_memory(text: str) -> int:
+    """Reads an amount of memory with its unit: "24GiB" is 24 x 2^30 bytes, "24GB" is 24 x 10^9.
+
+    Raises:
+        ValueError: it is no such thing; the text says what is expected.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT])(i?)B", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise ValueError(f"{text!r} is not an amount of memory above zero with its unit, such as 24GiB, 80GB or 512MiB.")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def milliseconds(value: float) -> str:
