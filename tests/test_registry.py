@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vitbench.charts import CHARTS
 from vitbench.errors import UnknownName
 from vitbench.metrics import METRICS
 from vitbench.registry import Entry, Shelf
@@ -18,6 +19,11 @@ def test_every_report_can_be_opened_and_renders(name: str) -> None:
 @pytest.mark.parametrize("name", METRICS.names)
 def test_every_metric_can_be_opened_and_measures(name: str) -> None:
     assert callable(METRICS.load(name).measure)
+
+
+@pytest.mark.parametrize("name", CHARTS.names)
+def test_every_chart_can_be_opened_and_plots(name: str) -> None:
+    assert callable(CHARTS.load(name).plot)
 
 
 def test_a_files_ending_names_a_report() -> None:

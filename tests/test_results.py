@@ -1,4 +1,4 @@
-"""Result files are written whole or not at all."""
+"""Result files are written whole or not at all, and read back with the place of every error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitbench import results
-from vitbench.errors import CannotWrite
+from vitbench.errors import BadInput, CannotWrite
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -41,3 +41,65 @@ def test_an_impossible_place_is_found_before_measuring(tmp_path: Path) -> None:
         results.check_writable(tmp_path / "absent" / "flops.csv")
     with pytest.raises(CannotWrite, match="Cannot write to the folder /proc"):
         results.check_writable(Path("/proc/flops.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b'\xef\xbb\xbfmodel,note,macs\r\na,"two\r\nlines",\r\n\r\nb,\xe2\x80\xa8,3\r\n'),
+        (
+            "a.json",
+            b'[{"model": "a", "note": "two\\nlines", "macs": null}, {"model": "b", "note": "\\u2028", "macs": "3"}]',
+        ),
+        (
+            "a.JSONL",
+            b'{"model": "a", "note": "two\\nlines", "macs": null}\n\n{"model": "b", "note": "\\u2028", "macs": "3"}',
+        ),
+    ],
+)
+def test_files_are_read_back(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert results.read(path) == [
+        {"model": "a", "note": "two\nlines", "macs": None},
+        {"model": "b", "note": "\u2028", "macs": "3"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"model,macs\na,1\nb\n", "a.csv, line 3 has 1 cells, but the header names 2 columns"),
+        ("a.csv", b"model,macs,macs\na,1,2\n", "two of its columns are called 'macs'"),
+        ("a.csv", b'model\n"a', "a.csv, line 2 is not CSV: unexpected end of data"),
+        ("a.csv", b"\xff\xfem\x00", "it is not text in UTF-8"),
+        ("a.json", b'{"model": "a"}', "expected a list with an object a row"),
+        ("a.json", b'[{"model": "a"},\n 3]', "a.json, row 2 is not an object"),
+        (
+            "a.json",
+            b'[{"model": "a"},\n {"model" 3}]',
+            "a.json is not JSON: Expecting ':' delimiter at line 2, column 11",
+        ),
+        ("a.json", b"[" * 100_000, "a.json is not JSON that can be read: RecursionError"),
+        ("a.jsonl", b'{"model": "a"}\n{"model": \n', "a.jsonl, line 2 is not JSON: Expecting value at column 11"),
+        ("a.jsonl", b'{"macs": ' + b"1" * 5000 + b"}", "a.jsonl, line 1 is not JSON that can be read"),
+    ],
+)
+def test_damaged_files_say_where(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        results.read(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(BadInput, match="Is a directory"):
+        results.read(tmp_path / "a.csv")
+
+
+def test_pictures_are_written_byte_by_byte(tmp_path: Path) -> None:
+    results.write(tmp_path / "a.png", b"\x89\r\n")
+    assert (tmp_path / "a.png").read_bytes() == b"\x89\r\n"

@@ -1,13 +1,31 @@
-"""Writes result files in one place: whole or not at all."""
+"""Writes result files in one place, whole or not at all, and reads them back."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import json
+import math
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
-from vitbench.errors import CannotWrite
+from vitbench.errors import BadInput, CannotWrite
+
+
+class Line(dict[str, Any]):
+    """One row of a result file: a value by column, None where the cell is empty. The values of a CSV file are text.
+
+    Attributes:
+        where: file and line, for errors.
+    """
+
+    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.where = where
 
 
 def check_writable(path: Path) -> None:
@@ -27,8 +45,8 @@ def check_writable(path: Path) -> None:
         raise CannotWrite(f"Cannot write to the folder {path.parent}: {error.strerror}.") from error
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a result; a reader, or a second run at the same time, never sees half a file.
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a result, text or a picture; a reader, or a second run at the same time, never sees half a file.
 
     Raises:
         CannotWrite: the folder cannot be written, or the disk is full; what stood at the path is left as it was.
@@ -36,9 +54,139 @@ def write(path: Path, text: str) -> None:
     # Beside the target, so that the rename stays on one disk; of this process, so that two runs do not share it.
     half_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half_written.write_text(text, encoding="utf-8", newline="")
+        half_written.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         half_written.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             half_written.unlink()
         raise CannotWrite(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def read(path: Path) -> list[Line]:
+    """Gives the rows of a file that `write` wrote: CSV, JSON (a list of objects) or JSON lines (an object a line).
+
+    Raises:
+        BadInput: the file is not there, has no rows or is damaged.
+    """
+    if path.suffix.lower() not in _READERS:
+        raise BadInput(f"Cannot read {path}: give a result file whose name ends in {', '.join(_READERS)}.")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"Cannot read {path}: it is not text in UTF-8.") from error
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+    if not content.strip():
+        raise BadInput(f"Cannot read {path}: it is empty.")
+    rows = list(_READERS[path.suffix.lower()](path, content))
+    if not rows:
+        raise BadInput(f"Cannot read {path}: it has no rows.")
+    return rows
+
+
+def text(row: Mapping[str, Any], column: str) -> str:
+    """Gives a row's text; empty where there is none."""
+    value = row.get(column)
+    return "" if value is None else str(value)
+
+
+def flag(row: Mapping[str, Any], column: str) -> bool:
+    """Gives a row's truth value; an empty cell is False."""
+    return text(row, column).lower() == "true"
+
+
+def number(row: Mapping[str, Any], column: str) -> float | None:
+    """Gives a row's finite number, or None for an empty cell.
+
+    Raises:
+        BadInput: it is something else.
+    """
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        found = float(value)
+        if math.isfinite(found) and not isinstance(value, bool):
+            return found
+    raise wrong(row, column, "a number")
+
+
+def extents(row: Mapping[str, Any], column: str) -> tuple[int, ...]:
+    """Gives a row's shape, "3x224x224" in CSV and a list in JSON.
+
+    Raises:
+        BadInput: it is none.
+    """
+    value = row.get(column)
+    parts = value.split("x") if isinstance(value, str) else value
+    if isinstance(parts, list | tuple) and parts:
+        texts = [str(part) for part in parts]
+        if all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in texts):
+            return tuple(int(part) for part in texts)
+    raise wrong(row, column, "a shape such as 3x224x224")
+
+
+def wrong(row: Mapping[str, Any], column: str, expected: str) -> BadInput:
+    """Gives the error for a cell that does not hold what was expected."""
+    where = getattr(row, "where", "A row")
+    value = row.get(column)
+    if value is None or value == "":
+        return BadInput(f"{where} has no {column}; expected {expected}.")
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+    return BadInput(f"{where}: {column} is {shown}, not {expected}.")
+
+
+def _read_csv(path: Path, content: str) -> Iterator[Line]:
+    lines = csv.reader(StringIO(content, newline=""), strict=True)
+    try:
+        header = next(lines)
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise BadInput(f"Cannot read {path}: two of its columns are called {twice!r}.")
+        for cells in lines:
+            if not cells:
+                continue
+            where = f"{path}, line {lines.line_num}"
+            if len(cells) != len(header):
+                raise BadInput(f"{where} has {len(cells)} cells, but the header names {len(header)} columns.")
+            yield Line(where, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {lines.line_num} is not CSV: {error}.") from error
+
+
+def _read_json(path: Path, content: str) -> Iterator[Line]:
+    found = _parsed(str(path), content)
+    if not isinstance(found, list):
+        raise BadInput(f"Cannot read {path}: expected a list with an object a row.")
+    for place, item in enumerate(found, 1):
+        yield _object(f"{path}, row {place}", item)
+
+
+def _read_json_lines(path: Path, content: str) -> Iterator[Line]:
+    for place, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {place}"
+            yield _object(where, _parsed(where, line))
+
+
+def _object(where: str, item: object) -> Line:
+    if not isinstance(item, dict):
+        raise BadInput(f"{where} is not an object with a value a column.")
+    return Line(where, item)
+
+
+def _parsed(where: str, content: str) -> object:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in content.strip() else f"column {error.colno}"
+        raise BadInput(f"{where} is not JSON: {error.msg} at {place}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where} is not JSON that can be read: {type(error).__name__}.") from error
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Line]]] = {
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+}

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import catalog, count, measure
+from vitbench.cli import catalog, count, measure, report
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -54,6 +54,7 @@ app = typer.Typer(
 app.command("flops", rich_help_panel="Measure")(count.flops)
 app.command("verify", rich_help_panel="Measure")(count.verify)
 app.command("throughput", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.throughput)
+app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
 

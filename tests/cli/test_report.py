@@ -1,0 +1,112 @@
+"""`vitbench plot`: what a user types, gets and gets wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vitbench.cli import app
+from vitbench.records import Table
+from vitbench.reports import csv as csv_report
+from vitbench.reports import json as json_report
+
+ROWS: list[dict[str, Any]] = [
+    {"model": "vit_l16", "input_shape": (3, 64, 64), "batch_size": 1, "throughput_per_s": 10.5, "status": "ok"},
+    {"model": "vit_l16", "input_shape": (3, 224, 224), "batch_size": 1, "throughput_per_s": 2.5, "status": "ok"},
+]
+
+
+def plot(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["plot", *map(str, arguments)])
+
+
+@pytest.fixture
+def speed(tmp_path: Path) -> Path:
+    path = tmp_path / "speed.csv"
+    path.write_text(csv_report.render(Table(rows=ROWS, columns=())))
+    return path
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Path:
+    path = tmp_path / "batch.json"
+    rows = [{"model": "vit_l16", "input_shape": (3, 64, 64), "max_batch": 700, "status": "ok"}]
+    path.write_text(json_report.render(Table(rows=rows, columns=())))
+    return path
+
+
+@pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])
+def test_files_become_a_picture_in_the_format_of_its_ending(
+    speed: Path, batch: Path, tmp_path: Path, ending: str, magic: bytes
+) -> None:
+    output = tmp_path / f"scaling.{ending}"
+    done = plot("scaling", speed, batch, "--output", output)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == f"Wrote {output}.\n"
+    first = output.read_bytes()
+    assert first.startswith(magic)
+    assert plot("scaling", speed, batch, "-o", output).exit_code == 0
+    assert output.read_bytes() == first
+
+
+def test_json_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n")
+    assert plot("scaling", path, "-o", tmp_path / "x.png").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.csv", None, "No such file or directory"),
+        ("empty.csv", "", "it is empty"),
+        ("rows.csv", "model,input_shape\n", "it has no rows"),
+        ("rows.json", "[]", "it has no rows"),
+        ("rows.txt", "x", "name ends in .csv, .json, .jsonl"),
+        ("other.csv", "model,macs\na,3\n", "No row has throughput_per_s"),
+        (
+            "cell.csv",
+            "model,input_shape,throughput_per_s\na,3x8x8,1\na,3x8x8,x\n",
+            "cell.csv, line 3: throughput_per_s is 'x'",
+        ),
+        ("shape.json", '[{"model": "a", "input_shape": [3, "x"], "max_batch": 1}]', "row 1: input_shape is [3, 'x']"),
+        ("broken.json", '[{"model": \n', "is not JSON"),
+    ],
+)
+def test_files_that_cannot_be_drawn_are_one_sentence(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    path, output = tmp_path / name, tmp_path / "scaling.png"
+    if content is not None:
+        path.write_text(content)
+    done = plot("scaling", path, "--output", output)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert name in done.stderr or name == "other.csv"
+    assert len(done.stderr.splitlines()) == 1
+    assert not output.exists()
+
+
+def test_unknown_charts_and_endings_are_refused_with_what_there_is(speed: Path, tmp_path: Path) -> None:
+    done = plot("scalling", speed, "--output", tmp_path / "x.png")
+    assert done.exit_code == 2
+    assert "There is no chart named 'scalling'. Did you mean scaling?" in done.stderr
+    done = plot("scaling", speed, "--output", tmp_path / "x.gif")
+    assert done.exit_code == 2
+    assert "give a name that ends in .png, .pdf, .svg" in done.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(speed: Path, tmp_path: Path) -> None:
+    done = plot("scaling", speed, "--output", tmp_path / "absent" / "x.png")
+    assert done.exit_code == 2
+    assert "there is no folder" in done.stderr
+
+
+def test_the_output_and_a_file_are_asked_for(speed: Path, tmp_path: Path) -> None:
+    assert "--output" in plot("scaling", speed).stderr
+    assert "FILE" in plot("scaling", "-o", tmp_path / "x.png").stderr
