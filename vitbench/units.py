@@ -36,7 +36,9 @@ def parse_memory(text: str) -> int:
     """
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT])(i?)B", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
-        raise ValueError(f"{text!r} is not an amount of memory above zero with its unit, such as 24GiB, 80GB or 512MiB.")
+        raise ValueError(
+            f"{text!r} is not an amount of memory above zero with its unit, such as 24GiB, 80GB or 512MiB."
+        )
     base = 1024 if found[3] else 1000
     return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
 

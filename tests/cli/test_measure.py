@@ -113,8 +113,8 @@ def test_the_search_for_a_batch_size_may_end_where_memory_does() -> None:
     [
         (["vit_b61"], "Did you mean"),
         ([], "Name at least one model"),
-        (["vit_b16", "--batch-size", "0"], "neither auto nor whole numbers above zero"),
-        (["vit_b16", "--batch-size", "1,x"], "neither auto nor whole numbers above zero"),
+        (["vit_b16", "--batch-size", "0"], "is not whole numbers above zero"),
+        (["vit_b16", "--batch-size", "1,x"], "is not whole numbers above zero"),
         (["vit_b16", "--device", "gpu"], "no device 'gpu'"),
         (["vit_b16", "--amp"], "--dtype bf16 or fp16"),
         (["vit_b16", "--grad-checkpointing"], "--mode train"),

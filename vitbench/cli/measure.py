@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitbench import results
+from vitbench.cli import tables
 from vitbench.cli.options import (
     SOME_FAILED,
     AllOption,
     Batches,
+    Extents,
     FamilyOption,
     Format,
     FormatOption,
     FramesOption,
     InputOption,
+    MemorySize,
     ModelsArgument,
     OutputOption,
     Sizes,
@@ -26,14 +30,15 @@ from vitbench.cli.options import (
     chosen_format,
     emit,
     parse_batches,
+    parse_memory,
+    parse_numbers,
     parse_sizes,
     progress,
     status,
 )
 from vitbench.errors import BadInput
-from vitbench.records import Column, Row, RunSetting, Table, flatten, headings
+from vitbench.records import Row, RunSetting, Table
 from vitbench.reports import REPORTS
-from vitbench.units import count, milliseconds, size
 
 if TYPE_CHECKING:
     from vitbench.measure import Ask
@@ -80,6 +85,10 @@ SizesOption = Annotated[
         help="Image sizes; position tables and windows follow.",
         parser=parse_sizes,
     ),
+]
+BatchesOption = Annotated[
+    Batches | None,
+    typer.Option("--batch-size", "-b", metavar="N,...", help="Inputs a pass. Default: 1.", parser=parse_numbers),
 ]
 BatchOption = Annotated[
     Batches | None,
@@ -153,36 +162,243 @@ def throughput(
     Each measurement has a process of its own, is warmed up until its times settle, and goes on until the interval reaches no
     further than 0.5 % of the median to either side, or --min-time is spent. What makes a row doubtful is named in it.
     """
-    from vitbench import bench
-    from vitbench.measure import Ask
-    from vitbench.timing import Rule
-
-    ask = Ask(
-        models=bench.named(models, family, all, timm),
-        metrics=("throughput",),
-        img_sizes=[(one[0], one[1]) for one in img_size] if img_size else (None,),
-        num_frames=num_frames,
-        input_shape=input,
-        batch_sizes=batch_size or (1,),
-        where=device,
-        dtypes=(dtype.value,),
-        amp=amp,
-        mode=mode.value,
-        compile=compile,
-        channels_last=channels_last,
-        grad_checkpointing=grad_checkpointing,
-        threads=threads,
-        rule=Rule(min_time_s=min_time),
-        repeats=repeats,
-        timeout_s=timeout,
+    _run(
+        _Wanted(
+            models=(models, family, all, timm),
+            metrics=("throughput",),
+            img_size=img_size,
+            num_frames=num_frames,
+            input=input,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            amp=amp,
+            mode=mode,
+            compile=compile,
+            channels_last=channels_last,
+            grad_checkpointing=grad_checkpointing,
+            threads=threads,
+            min_time=min_time,
+            repeats=repeats,
+            timeout=timeout,
+        ),
+        tables.throughput,
+        isolated=not no_isolation,
+        format=format,
+        output=output,
     )
-    _run(ask, not no_isolation, _throughput_table, format, output)
+
+
+def memory(
+    models: ModelsArgument = None,
+    family: FamilyOption = None,
+    all: AllOption = False,
+    timm: TimmOption = None,
+    img_size: SizesOption = None,
+    num_frames: FramesOption = None,
+    input: InputOption = None,
+    batch_size: BatchesOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.fp32,
+    mode: ModeOption = Mode.infer,
+    channels_last: ChannelsOption = False,
+    grad_checkpointing: CheckpointOption = False,
+    predict: Annotated[bool, typer.Option("--predict", help="Only predict: run nothing.")] = False,
+    timeout: TimeoutOption = 600.0,
+    no_isolation: IsolationOption = False,
+    format: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Predict and measure memory: weights, gradients, optimizer state, the peak of activations, and of all of them.
+
+    The prediction follows the tensors of a pass that is never run: it needs neither weights nor the device, so --device cuda
+    predicts for a card that is not here. What is measured is the allocator's peak on an accelerator, and on a CPU the peak of
+    the resident memory of a process of its own above what it held before.
+    """
+    _run(
+        _Wanted(
+            models=(models, family, all, timm),
+            metrics=("memory_predicted",) if predict else ("memory",),
+            img_size=img_size,
+            num_frames=num_frames,
+            input=input,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            mode=mode,
+            channels_last=channels_last,
+            grad_checkpointing=grad_checkpointing,
+            timeout=timeout,
+        ),
+        tables.memory,
+        isolated=not no_isolation,
+        format=format,
+        output=output,
+    )
+
+
+def max_batch(
+    models: ModelsArgument = None,
+    family: FamilyOption = None,
+    all: AllOption = False,
+    timm: TimmOption = None,
+    memory: Annotated[
+        MemorySize | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Predict for so much memory, such as 24GiB; without it, measure on the device.",
+            parser=parse_memory,
+        ),
+    ] = None,
+    img_size: SizesOption = None,
+    num_frames: FramesOption = None,
+    input: InputOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.fp32,
+    mode: ModeOption = Mode.infer,
+    channels_last: ChannelsOption = False,
+    grad_checkpointing: CheckpointOption = False,
+    timeout: TimeoutOption = 600.0,
+    no_isolation: IsolationOption = False,
+    format: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Find the largest batch that fits into memory: predicted for --memory, or measured on an accelerator.
+
+    Predicted, nothing is run and no device is needed: auto then means a CUDA card, here or not. Measured, batches are doubled
+    until memory runs out, then bisected.
+    """
+    _run(
+        _Wanted(
+            models=(models, family, all, timm),
+            metrics=("max_batch",),
+            memory=memory,
+            img_size=img_size,
+            num_frames=num_frames,
+            input=input,
+            device=device,
+            dtype=dtype,
+            mode=mode,
+            channels_last=channels_last,
+            grad_checkpointing=grad_checkpointing,
+            timeout=timeout,
+        ),
+        tables.max_batch,
+        isolated=not no_isolation,
+        format=format,
+        output=output,
+    )
+
+
+def bench(
+    models: ModelsArgument = None,
+    family: FamilyOption = None,
+    all: AllOption = False,
+    timm: TimmOption = None,
+    img_size: SizesOption = None,
+    num_frames: FramesOption = None,
+    input: InputOption = None,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.fp32,
+    amp: AmpOption = False,
+    mode: ModeOption = Mode.infer,
+    compile: CompileOption = None,
+    channels_last: ChannelsOption = False,
+    grad_checkpointing: CheckpointOption = False,
+    threads: ThreadsOption = None,
+    min_time: MinTimeOption = 3.0,
+    repeats: RepeatsOption = 1,
+    timeout: TimeoutOption = 600.0,
+    no_isolation: IsolationOption = False,
+    format: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Count, time and weigh at once: all that flops, throughput and memory give, in one row a model and setting."""
+    _run(
+        _Wanted(
+            models=(models, family, all, timm),
+            metrics=("flops", "throughput", "memory"),
+            img_size=img_size,
+            num_frames=num_frames,
+            input=input,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            amp=amp,
+            mode=mode,
+            compile=compile,
+            channels_last=channels_last,
+            grad_checkpointing=grad_checkpointing,
+            threads=threads,
+            min_time=min_time,
+            repeats=repeats,
+            timeout=timeout,
+        ),
+        tables.bench,
+        isolated=not no_isolation,
+        format=format,
+        output=output,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """The options of a command, as the user gave them."""
+
+    models: tuple[list[str] | None, list[str] | None, bool, str | None]
+    metrics: tuple[str, ...]
+    img_size: Sizes | None
+    num_frames: int | None
+    input: Extents | None
+    device: str
+    dtype: Dtype
+    mode: Mode
+    channels_last: bool
+    grad_checkpointing: bool
+    timeout: float
+    batch_size: Batches | None = None
+    memory: MemorySize | None = None
+    amp: bool = False
+    compile: str | None = None
+    threads: int | None = None
+    min_time: float = 0.0
+    repeats: int = 1
+
+    def ask(self) -> Ask:
+        """Gives what the verb is to do."""
+        from vitbench import bench
+        from vitbench.measure import Ask
+        from vitbench.timing import Rule
+
+        return Ask(
+            models=bench.named(*self.models),
+            metrics=self.metrics,
+            img_sizes=[(one[0], one[1]) for one in self.img_size] if self.img_size else (None,),
+            num_frames=self.num_frames,
+            input_shape=self.input,
+            batch_sizes=self.batch_size or (1,),
+            where=self.device,
+            dtypes=(self.dtype.value,),
+            amp=self.amp,
+            mode=self.mode.value,
+            compile=self.compile,
+            channels_last=self.channels_last,
+            grad_checkpointing=self.grad_checkpointing,
+            threads=self.threads,
+            limit_bytes=self.memory,
+            rule=Rule(min_time_s=self.min_time),
+            repeats=self.repeats,
+            timeout_s=self.timeout,
+        )
 
 
 def _run(
-    ask: Ask,
-    isolated: bool,
+    wanted: _Wanted,
     table: Callable[[Sequence[Row]], Table],
+    *,
+    isolated: bool,
     format: Format | None,
     output: Path | None,
 ) -> None:
@@ -193,7 +409,7 @@ def _run(
         results.check_writable(output)
     if isolated:
         worker.start()
-    jobs = measure.jobs(ask)
+    jobs = measure.jobs(wanted.ask())
     if len(jobs) == 1 and jobs[0].problem:
         raise BadInput(jobs[0].problem)
     rows: list[Row] = []
@@ -230,97 +446,3 @@ def _doubts(rows: Sequence[Row]) -> Iterator[str]:
             who = ", ".join(dict.fromkeys(row.setting.model for row in found[:3]))
             more = f" and {len(found) - 3} more rows" if len(found) > 3 else ""
             yield f"Warning: {name} ({who}{more}): {advice}."
-
-
-def _throughput_table(rows: Sequence[Row]) -> Table:
-    flat = [flatten(row) for row in rows]
-    shown = [
-        Column(heading="Model", text=lambda row: row["model"]),
-        Column(heading="Batch x input", text=lambda row: f"{row['batch_size']} x {size(row['input_shape'])}"),
-        *_varying(flat),
-        Column(heading="Inputs/s", text=lambda row: _rate(row.get("throughput_per_s")), numeric=True),
-        Column(heading="Median", text=_time("latency_median_ms"), numeric=True),
-        Column(heading="95 % interval", text=_interval, numeric=True),
-        Column(heading="p90", text=_time("latency_p90_ms"), numeric=True),
-        Column(heading="p95", text=_time("latency_p95_ms"), numeric=True),
-        Column(heading="p99", text=_time("latency_p99_ms"), numeric=True),
-        Column(heading="Forward", text=_time("forward_median_ms"), numeric=True),
-        Column(heading="Backward", text=_time("backward_median_ms"), numeric=True),
-        Column(heading="Optimizer", text=_time("optimizer_median_ms"), numeric=True),
-        Column(heading="First call", text=_time("first_call_ms"), numeric=True),
-        Column(heading="Compiling", text=_seconds, numeric=True),
-        Column(heading="Samples", text=lambda row: str(row.get("samples", "")), numeric=True),
-        Column(heading="Of peak", text=_utilization, numeric=True),
-        Column(heading="Doubts", text=lambda row: " ".join(row.get("warnings", ())), folds=True),
-        *(
-            [Column(heading="Status", text=lambda row: row["status"])]
-            if any(row.status != "ok" for row in rows)
-            else []
-        ),
-    ]
-    # A column that no row fills, such as the backward pass of inference, is for the files alone.
-    shown = [column for column in shown if any(column.text(row) for row in flat)]
-    return Table(rows=flat, columns=shown, notes=_notes(flat))
-
-
-def _varying(flat: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Gives columns for the settings that are not the same in all rows; what is the same stands below the table."""
-    return [
-        Column(heading=heading, text=lambda row, name=name: _said(row.get(name)))  # type: ignore[misc]  # a default binds the name
-        for name, heading in headings(RunSetting).items()
-        if name not in ("model", "input_shape", "batch_size", "batch_size_asked")
-        and len({_said(row.get(name)) for row in flat}) > 1
-    ]
-
-
-def _notes(flat: Sequence[Mapping[str, Any]]) -> list[str]:
-    first = flat[0]
-    same = {
-        name: _said(first[name])
-        for name in ("device", "dtype", "amp", "mode", "compile", "channels_last", "grad_checkpointing", "threads")
-        if len({_said(row.get(name)) for row in flat}) == 1 and _said(first[name])
-    }
-    where = first.get("environment_device_name") or first.get("environment_cpu")
-    words = {"amp": "AMP", "channels_last": "channels-last", "grad_checkpointing": "gradient checkpointing"}
-    parts = [
-        f"{same[name]} threads"
-        if name == "threads"
-        else words.get(name, f"compiled by {same[name]}" if name == "compile" else same[name])
-        for name in same
-    ]
-    notes = [f"{', '.join([*parts, str(where)])}; torch {first.get('environment_torch')}."]
-    if any(row.get("repeats", 1) > 1 for row in flat):
-        notes.append("Interval: Student's, over the medians of the processes.")
-    for row in flat:
-        if row["note"]:
-            begin = "" if row["status"] == "ok" else f"{row['status']}: "
-            notes.append(f"{row['model']}, batch {row['batch_size']}: {begin}{row['note']}")
-    return notes
-
-
-def _said(value: Any) -> str:
-    if value is None or value is False:
-        return ""
-    return "yes" if value is True else str(value)
-
-
-def _rate(value: float | None) -> str:
-    return "" if value is None else count(round(value, 2) if value < 1000 else value)
-
-
-def _time(name: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: milliseconds(row[name]) if row.get(name) is not None else ""
-
-
-def _seconds(row: Mapping[str, Any]) -> str:
-    return f"{row['compile_s']:.1f} s" if row.get("compile_s") is not None else ""
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row.get("latency_low_ms") is None:
-        return ""
-    return f"{row['latency_low_ms']:#.4g} to {row['latency_high_ms']:#.4g} ms"
-
-
-def _utilization(row: Mapping[str, Any]) -> str:
-    return f"{row['utilization'] * 100:.1f} %" if row.get("utilization") is not None else ""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import typer
 from rich.console import Console
 
-from vitbench import catalog, results
+from vitbench import catalog, results, units
 from vitbench.errors import CannotWrite
 from vitbench.records import Table
 from vitbench.reports import REPORTS, SUFFIXES
@@ -85,16 +85,31 @@ class Batches(tuple[int | Literal["auto"], ...]):
     __slots__ = ()
 
 
-def parse_batches(text: str) -> Batches:
-    """Reads "1,8,32" or "auto"."""
-    if text == "auto":
-        return Batches(("auto",))
+def parse_numbers(text: str) -> Batches:
+    """Reads "1,8,32"."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(
-            f"{text!r} is neither auto nor whole numbers above zero with commas between, like 1,8,32."
-        )
+        raise typer.BadParameter(f"{text!r} is not whole numbers above zero with commas between, such as 1,8,32.")
     return Batches(int(part) for part in parts)
+
+
+def parse_batches(text: str) -> Batches:
+    """Reads "1,8,32" or "auto"."""
+    return Batches(("auto",)) if text == "auto" else parse_numbers(text)
+
+
+class MemorySize(int):
+    """An amount of memory in bytes, as the user types it with a unit."""
+
+    __slots__ = ()
+
+
+def parse_memory(text: str) -> MemorySize:
+    """Reads "24GiB"."""
+    try:
+        return MemorySize(units.parse_memory(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 ModelsArgument = Annotated[
