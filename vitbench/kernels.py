@@ -1,9 +1,9 @@
 """Has a pass on meta call the kernels that a real device would choose, where they hold other memory.
 
 On meta, `scaled_dot_product_attention` is taken apart into two products with a softmax between. Devices have fused kernels that
-hold no weights, only one number a row of them for the backward pass. Their operators exist on meta, with shapes for results and
-gradients, and are called here by name. Dropout differs too: accelerators keep a mask of one byte an element, a CPU keeps one of the
-input's dtype.
+hold no weights, only one number a row of them for the backward pass. Their operators exist on meta, with shapes for results
+and gradients, and are called here by name. Dropout differs too: accelerators keep a mask of one byte an element, a CPU one of
+the input's dtype.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 
 
-def attention_of(device_kind: str) -> TorchFunctionMode:
-    """Gives the mode under which a pass on meta has a device's attention: "cpu", or an accelerator as torch names it."""
+def kernels_of(device_kind: str) -> TorchFunctionMode:
+    """Gives the mode under which a pass on meta calls a device's kernels: "cpu", or an accelerator as torch names it."""
     return _Cpu() if device_kind == "cpu" else _Accelerator(device_kind)
 
 
@@ -33,6 +34,19 @@ class _Kernels(TorchFunctionMode):
             return self.attend(*args, **(kwargs or {}))
         if func is F.dropout:
             return self.drop(*args, **(kwargs or {}))
+        if func is Tensor.backward:
+            # Its body runs without this mode, and so would a forward pass that is recomputed there; autograd's engine takes
+            # over the modes of whoever calls it.
+            with self:
+                return _engine_run_backward(
+                    (args[0],),
+                    (torch.ones_like(args[0]),),
+                    False,
+                    False,
+                    (),
+                    allow_unreachable=True,
+                    accumulate_grad=True,
+                )
         return func(*args, **(kwargs or {}))
 
     def attend(
@@ -192,10 +206,9 @@ class _Accelerator(_Kernels):
             mask = F.pad(mask, (0, -keys % 16))[..., :keys] if keys % 16 else mask
             mask = mask.expand(*query.shape[:-1], keys)
         grows = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
-        weighted = aten._scaled_dot_product_efficient_attention(
+        return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]  # operators are untyped
             query, key, value, mask, grows, dropout_p, is_causal, scale=scale
         )[0]
-        return weighted  # type: ignore[no-any-return]  # operators are untyped
 
     def drop(self, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         """Calls the kernel that keeps a mask of booleans, where autograd would keep one."""

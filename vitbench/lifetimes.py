@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vitbench.counting import META, evaluating, no_fast_path, on_meta
-from vitbench.kernels import attention_of
+from vitbench.kernels import kernels_of
 
 Mode = Literal["infer", "train"]
 Phase = Callable[[], None]
@@ -107,7 +107,7 @@ def peak(
     lifetimes = _Lifetimes(1 if device_kind == "cpu" else ALLOCATION)
     for tensor in (*twin.parameters(), *twin.buffers()):
         lifetimes.follow(tensor, Part.WEIGHTS)
-    with no_fast_path(), lifetimes, attention_of(device_kind):
+    with no_fast_path(), lifetimes, kernels_of(device_kind):
         # The inputs are born and die inside; on an accelerator, AdamW updates all parameters at once.
         inputs = example(input_shape, batch_size, dtype, META, channels_last=channels_last)
         if mode == "infer":
@@ -171,8 +171,7 @@ def phases(
         losses.append(sum((output.float().square().mean() for output in outputs), start=inputs.new_zeros(())))
 
     def backward() -> None:
-        # Tensor.backward is a function that a mode sees, and then sees nothing inside, such as activations recomputed.
-        torch.autograd.backward(losses.pop())
+        losses.pop().backward()
 
     def step() -> None:
         optimizer.step()
@@ -283,7 +282,7 @@ class _Lifetimes(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.follow(leaf)
-        if self._total > self._peak:
+        if self._total >= self._peak:  # as high again in the second step, when the optimizer's state is known as such
             self._peak, self._at_peak = self._total, self._held.copy()
         if not self._settled:
             self._most_activations = max(self._most_activations, self._held[Part.ACTIVATIONS])
@@ -295,7 +294,9 @@ class _Lifetimes(TorchDispatchMode):
         It then adds in place, if no dispatch mode watches. Source: `accumulate` in torch/csrc/autograd/input_buffer.cpp.
         """
         running = torch._C._current_graph_task_id() != -1
-        return running and isinstance(args[1], Tensor) and args[0].shape == args[1].shape and _holders(args) == self._sole
+        return (
+            running and isinstance(args[1], Tensor) and args[0].shape == args[1].shape and _holders(args) == self._sole
+        )
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -323,5 +324,5 @@ def _holders_of_sole_gradient() -> tuple[int, int]:
     leaf = torch.ones(2, device=META, requires_grad=True)
     with torch.enable_grad(), Look():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         middle = leaf.exp()
-        (middle.sin() * middle.cos()).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        (middle.sin() * middle.cos()).sum().backward()
     return found[0]

@@ -26,13 +26,17 @@ _ENDLESS = 2**24
 class MaxBatch:
     """The largest batch of which a pass fits into a memory, 0 if not even one input does."""
 
-    max_batch: int = column("Max batch", better="higher", meaning="the largest batch that fits; 0: not even one input does")
+    max_batch: int = column(
+        "Max batch", better="higher", meaning="the largest batch that fits; 0: not even one input does"
+    )
     max_batch_method: Method = column("Method", meaning="predicted, or measured on the accelerator")
     limit_bytes: int = column(
         "Memory", meaning="what the pass must fit into; measured: all that the driver says the device has"
     )
     peak_bytes: int | None = column(
-        "Peak", better="lower", meaning="peak of allocated memory at that batch, without the driver's own; empty if none fits"
+        "Peak",
+        better="lower",
+        meaning="peak of allocated memory at that batch, without the driver's own; empty if none fits",
     )
     next_peak_bytes: int | None = column("Peak, one more", meaning="the same with one input more; empty if measured")
     weights_bytes: int | None = column("Weights", better="lower", meaning="parameters and buffers; empty if measured")
@@ -44,7 +48,7 @@ class MaxBatch:
 
 
 def largest(fits: Callable[[int], bool], guess: int = 1) -> int:
-    """Gives the largest batch that fits: steps away from a guess, each twice the last, until one fits and one does not; then bisects.
+    """Gives the largest batch that fits: steps from a guess, each twice the last, until one fits and one does not, then bisects.
 
     From a guess of 1 the steps go to 2, 4, 8 and so on. From a right guess it takes two calls.
 
@@ -176,9 +180,7 @@ def measure(
 
     def fits(batch_size: int) -> bool:
         torch.accelerator.reset_peak_memory_stats(device)
-        done = survives(
-            lambda: _pass(model, input_shape, batch_size, mode, dtype, device, channels_last=channels_last)
-        )
+        done = survives(lambda: _pass(model, input_shape, batch_size, mode, dtype, device, channels_last=channels_last))
         peaks[batch_size] = torch.accelerator.max_memory_allocated(device)
         # Outside the except block, so that no traceback holds the tensors of a pass that failed.
         for parameter in model.parameters():

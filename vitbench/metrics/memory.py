@@ -1,7 +1,7 @@
 """Memory of a pass: predicted from the lifetimes of tensors that never exist, and measured, to be laid side by side.
 
-Both take the same pass: a forward pass without gradients, or two training steps, of which the second finds the optimizer's state in
-place. Everything is counted from before the model is built: weights are part of every peak.
+Both take the same pass: a forward pass without gradients, or two training steps, of which the second finds the optimizer's state
+in place. Everything is counted from before the model is built: weights are part of every peak.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What a pass would hold on a device that need not be here. The parts peak at different times and need not sum to the peak."""
+    """What a pass would hold on a device that need not be here; the parts peak at different times and need not sum."""
 
     predicted_weights_bytes: int = column("Weights", better="lower", meaning="predicted: parameters and buffers")
     predicted_gradients_bytes: int = column(
@@ -54,7 +54,9 @@ class Predicted:
 class Measured:
     """What a pass held. On a CPU the peak is resident memory, on an accelerator what its allocator had handed out."""
 
-    measured_weights_bytes: int = column("Weights, measured", better="lower", meaning="growth while the model was built")
+    measured_weights_bytes: int = column(
+        "Weights, measured", better="lower", meaning="growth while the model was built"
+    )
     measured_gradients_bytes: int = column(
         "Gradients, measured", better="lower", meaning="the gradients that the parameters had after a backward pass"
     )
@@ -73,7 +75,9 @@ class Measured:
         meaning="CPU: peak of resident memory above that before the model was built; accelerator: peak of allocated memory",
     )
     measured_reserved_bytes: int | None = column(
-        "Reserved", better="lower", meaning="peak of what an accelerator's allocator took from the driver; empty on a CPU"
+        "Reserved",
+        better="lower",
+        meaning="peak of what an accelerator's allocator took from the driver; empty on a CPU",
     )
     measured_driver_bytes: int | None = column(
         "Driver",
