@@ -109,9 +109,32 @@ def test_dropout_keeps_a_mask_of_the_inputs_dtype_or_of_booleans(device_kind: st
     assert three - two == mask_bytes * ELEMENTS
 
 
-def test_an_unknown_kind_of_attention_fails_as_torch_does() -> None:
-    class Wrong(nn.Module):
+def test_values_of_other_channels_than_keys_have_explicit_weights() -> None:
+    class Narrow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(x, x, x[..., :3])
 
-    assert activations(Wrong(), "cpu") > FLOAT * WEIGHTS  # values of other channels than keys: no kernel of the CPU's
+    assert activations(Narrow(), "cpu") > FLOAT * WEIGHTS
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (64, 256), (256, 64), (3, 64)])
+def test_a_cpus_convolution_copies_planes(inputs: int, outputs: int) -> None:
+    side, batch = 32, 16
+    model = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    read, written = (FLOAT * batch * channels * side**2 for channels in (inputs, outputs))
+    blocks = FLOAT * model.weight.numel()
+    copied = 0 if inputs == 3 else read
+
+    def found(*, channels_last: bool, device_kind: str) -> int:
+        return lifetimes.peak(
+            model,
+            (inputs, side, side),
+            batch_size=batch,
+            mode="infer",
+            device_kind=device_kind,
+            channels_last=channels_last,
+        ).activations_bytes
+
+    assert found(channels_last=False, device_kind="cpu") == read + written + max(copied, written) + blocks
+    assert found(channels_last=True, device_kind="cpu") == read + written + blocks
+    assert found(channels_last=False, device_kind="cuda") == read + written

@@ -139,7 +139,7 @@ def test_gradients_are_summed_where_torch_sums_them() -> None:
 
     with torch.device("meta"):
         model, inputs = Residual(), torch.empty(4, 8)
-    with Watch(1):
+    with Watch(on_cpu=True):
         model(inputs).square().mean().backward()
     assert decided == really
     assert set(really) == {"aten::add", "aten::add_"}

@@ -3,7 +3,7 @@
 On meta, `scaled_dot_product_attention` is taken apart into two products with a softmax between. Devices have fused kernels that
 hold no weights, only one number a row of them for the backward pass. Their operators exist on meta, with shapes for results
 and gradients, and are called here by name. Dropout differs too: accelerators keep a mask of one byte an element, a CPU one of
-the input's dtype.
+the input's dtype. And on a CPU convolutions copy what they are given.
 """
 
 from __future__ import annotations
@@ -215,3 +215,40 @@ class _Accelerator(_Kernels):
         if not training or not 0 < p < 1 or inplace:
             return F.dropout(inputs, p, training, inplace)
         return torch.native_dropout(inputs, p, True)[0]
+
+
+def scratch(func: Any, args: Any, result: Any) -> int:
+    """Gives the bytes that an operator takes on a CPU beside its results, and gives back before it returns: convolutions do.
+
+    oneDNN computes on blocks of channels. Of images that lie plane by plane it copies the input, unless that has as few channels
+    as a picture, and the result comes as a copy too, when that of the input is gone; and it makes blocks of the weights. In the
+    backward pass input and gradient of the output are copied. Images whose channels lie together are taken as they are.
+
+    Source: measured, convolution by convolution; benchmarks/README.md has the figures.
+    """
+    if func is aten.convolution.default:
+        inputs, weight, parameters = args[0], args[1], args[3:9]
+    elif func is aten.convolution_backward.default:
+        inputs, weight, parameters = args[1], args[2], args[4:10]
+    else:
+        return 0
+    if not _by_blocks(inputs, weight, parameters):
+        return 0
+    copied = inputs.nbytes if inputs.shape[1] > _CHANNELS_OF_PICTURES else 0
+    together = torch.channels_last if inputs.dim() == 4 else torch.channels_last_3d
+    plain = inputs.is_contiguous() or not inputs.is_contiguous(memory_format=together)
+    if func is aten.convolution_backward.default:
+        return int(copied + args[0].nbytes) if plain else 0
+    return int(weight.nbytes + (max(copied, result.nbytes) if plain else 0))
+
+
+_CHANNELS_OF_PICTURES = 3
+
+
+def _by_blocks(inputs: Tensor, weight: Tensor, parameters: Any) -> bool:
+    """Says whether torch gives a convolution to oneDNN: asked of torch itself, with tensors on the CPU that take no memory."""
+    if inputs.dim() not in (4, 5):
+        return False
+    one = torch.empty(1, dtype=inputs.dtype, device="cpu")
+    backend = torch._C._select_conv_backend(one.expand(inputs.shape), one.expand(weight.shape), None, *parameters)
+    return bool(backend.name == "Mkldnn")
