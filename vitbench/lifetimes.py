@@ -1,0 +1,334 @@
+"""Follows the births and deaths of tensors in a pass that never runs: what the pass holds at its peak, predicted.
+
+The pass runs on torch's `meta` device, where tensors have a shape and no data, under a dispatch mode that sees each storage
+appear and, by a weak reference, disappear, when the same Python and the same autograd graph would let go of it on a real device.
+So neither weights nor the device are needed, and a model may be larger than any machine.
+
+Where meta and a device differ, the device is followed:
+
+- Attention: meta takes `scaled_dot_product_attention` apart into explicit weights; see `vitbench.kernels`.
+- Sums of gradients: autograd adds in place to a gradient that nobody else holds. Under a dispatch mode Python holds it too, so
+  that it never would; see `_Lifetimes._sums_in_place`.
+- An accelerator's allocator hands out multiples of 512 bytes, and the matrix products keep a workspace there.
+- On a CPU convolutions copy what they are given, out of sight of any dispatch; see `vitbench.kernels.scratch`.
+
+Left out: the workspaces of cuDNN's convolutions, which are not known beforehand, and what libraries load and keep when they first
+meet a shape: 2 to 6 MB of a process on a CPU, whatever the batch, and up to 12 MB in bf16.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from vitbench.counting import META, evaluating, no_fast_path, on_meta
+from vitbench.kernels import kernels_of, scratch
+
+Mode = Literal["infer", "train"]
+Phase = Callable[[], None]
+
+ALLOCATION = 512
+"""Bytes of which an accelerator's allocator hands out multiples. Source: kMinBlockSize in c10/cuda/CUDACachingAllocator."""
+
+
+class Part(StrEnum):
+    """What a tensor is for."""
+
+    WEIGHTS = "weights"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer"
+    ACTIVATIONS = "activations"
+    WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """What a pass holds. The parts are largest at different times: they need not sum to the peak, `at_peak` does.
+
+    Attributes:
+        weights_bytes: parameters and buffers.
+        gradients_bytes: all gradients of parameters, as they are when the backward pass ends.
+        optimizer_bytes: the optimizer's state between steps.
+        activations_bytes: the most that everything else held at once until the backward pass ended: inputs, activations and
+            their gradients, temporaries.
+        workspace_bytes: what cuBLAS keeps on a CUDA device.
+        peak_bytes: the most that all of them held at once.
+        at_peak: the same by part; sums to `peak_bytes`.
+    """
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+    peak_bytes: int
+    at_peak: Mapping[Part, int]
+
+
+def peak(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    batch_size: int,
+    mode: Mode,
+    dtype: torch.dtype = torch.float32,
+    device_kind: str = "cpu",
+    channels_last: bool = False,
+) -> Peak:
+    """Predicts the memory of a forward pass, or of training: the second step, when the optimizer has its state.
+
+    Args:
+        model: on any device, best on "meta"; it is left as it was.
+        input_shape: without the batch: (channels, height, width) or (channels, frames, height, width).
+        batch_size: inputs per pass.
+        mode: "infer" is a forward pass without gradients; "train" is forward, backward and a step of AdamW.
+        dtype: that weights and inputs are cast to.
+        device_kind: whose kernels and allocator are followed: "cpu", or an accelerator as torch names it ("cuda").
+        channels_last: the memory format of weights and inputs.
+
+    Raises:
+        Exception: whatever the model raises when it cannot take that input.
+    """
+    with on_meta(model):
+        twin = copy.deepcopy(model)
+    for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    laid_out(twin, dtype, channels_last=channels_last)
+    lifetimes = _Lifetimes(on_cpu=device_kind == "cpu")
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        lifetimes.follow(tensor, Part.WEIGHTS)
+    with no_fast_path(), lifetimes, kernels_of(device_kind):
+        # The inputs are born and die inside; on an accelerator, AdamW updates all parameters at once.
+        inputs = example(input_shape, batch_size, dtype, META, channels_last=channels_last)
+        if mode == "infer":
+            with evaluating(twin):
+                phases(twin, inputs, mode)[0]()
+            return lifetimes.found(workspace(device_kind))
+        twin.train()
+        watch_gradients(twin, lambda parameter: lifetimes.mark(parameter.grad, Part.GRADIENTS))
+        optimizer = torch.optim.AdamW(twin.parameters(), foreach=device_kind != "cpu")
+        forward, backward, step = phases(twin, inputs, mode, optimizer)
+        for _ in range(2):
+            forward()
+            backward()
+            lifetimes.settle()
+            step()
+            for state in tree_leaves(list(optimizer.state.values())):
+                lifetimes.mark(state, Part.OPTIMIZER)
+        # Autograd runs in a thread of its own on an accelerator, with a workspace of its own.
+        return lifetimes.found(2 * workspace(device_kind))
+
+
+def laid_out(model: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> None:
+    """Casts a model, and gives its weights a memory format."""
+    model.to(dtype=dtype)
+    if channels_last:
+        for parameter in model.parameters():
+            if parameter.dim() in (4, 5):
+                parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter.dim()))
+
+
+def example(
+    input_shape: Sequence[int], batch_size: int, dtype: torch.dtype, device: torch.device, *, channels_last: bool
+) -> Tensor:
+    """Gives a batch of random inputs, (batch, *input_shape)."""
+    shape = (batch_size, *input_shape)
+    together = _channels_last(len(shape)) if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=device, memory_format=together).uniform_()
+
+
+def _channels_last(extents: int) -> torch.memory_format:
+    return torch.channels_last_3d if extents == 5 else torch.channels_last
+
+
+def phases(
+    model: nn.Module, inputs: Tensor, mode: Mode, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[Phase, ...]:
+    """Gives the parts of a pass, to be called in turn: a forward pass, or forward, backward and the optimizer's step.
+
+    The loss is the mean of the squared outputs, of all of them where a model in training has several. No pass uses torch's
+    inference mode: there, composite operators reach a dispatch mode whole, with their temporaries out of sight.
+    """
+    if optimizer is None:
+        if mode == "train":
+            raise ValueError("Training needs an optimizer.")
+        return (torch.no_grad()(lambda: _discard(model(inputs))),)
+    losses: list[Tensor] = []
+
+    def forward() -> None:
+        outputs = [leaf for leaf in tree_leaves(model(inputs)) if isinstance(leaf, Tensor)]
+        losses.append(sum((output.float().square().mean() for output in outputs), start=inputs.new_zeros(())))
+
+    def backward() -> None:
+        losses.pop().backward()
+
+    def step() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return forward, backward, step
+
+
+def _discard(_: Any) -> None:
+    """Takes a result that nobody needs."""
+
+
+def watch_gradients(model: nn.Module, born: Callable[[Tensor], object]) -> None:
+    """Has a function called with each parameter whose gradient has just been completed."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda done: _discard(born(done)))
+
+
+def workspace(device_kind: str) -> int:
+    """Gives the bytes that cuBLAS keeps for one thread: 32 MiB on Hopper and Blackwell, 8.125 MiB on others or if none is here.
+
+    Source: parseChosenWorkspaceSize in aten/src/ATen/cuda/CublasHandlePool.cpp.
+    """
+    if device_kind != "cuda":
+        return 0
+    large = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] in (9, 10, 12)
+    return 32 * 2**20 if large else 2 * 4096 * 2**10 + 8 * 16 * 2**10
+
+
+@dataclass(slots=True)
+class _Storage:
+    """A storage that lives: `reference` reports its death."""
+
+    reference: weakref.ref[Any]
+    part: Part
+    size_bytes: int
+
+
+class _Lifetimes(TorchDispatchMode):
+    """Keeps account of the storages on meta that live."""
+
+    def __init__(self, *, on_cpu: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._on_cpu = on_cpu
+        self._allocation = 1 if on_cpu else ALLOCATION
+        self._sole = _holders_of_sole_gradient()
+        self._alive: dict[int, _Storage] = {}
+        self._held: Counter[Part] = Counter()
+        self._total = 0
+        self._peak = 0
+        self._at_peak: Counter[Part] = Counter()
+        self._most_activations = 0
+        self._all_gradients = 0
+        self._settled = False
+
+    def follow(self, tensor: Tensor, part: Part = Part.ACTIVATIONS) -> None:
+        """Books a tensor's storage, unless it is booked, or on a device that is not followed."""
+        if not tensor.is_meta:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = -(-storage.nbytes() // self._allocation) * self._allocation
+        self._alive[key] = _Storage(weakref.ref(storage, partial(self._died, key)), part, size)
+        self._held[part] += size
+        self._total += size
+
+    def _died(self, key: int, _: Any) -> None:
+        storage = self._alive.pop(key)
+        self._held[storage.part] -= storage.size_bytes
+        self._total -= storage.size_bytes
+
+    def mark(self, tensor: Any, part: Part) -> None:
+        """Books what has already been followed under another part."""
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            storage = self._alive[tensor.untyped_storage()._cdata]
+            self._held[storage.part] -= storage.size_bytes
+            self._held[part] += storage.size_bytes
+            storage.part = part
+
+    def settle(self) -> None:
+        """Ends the account of activations: what comes now are the optimizer's temporaries, and the same pass again."""
+        self._settled = True
+        self._all_gradients = self._held[Part.GRADIENTS]
+
+    def found(self, workspace_bytes: int) -> Peak:
+        """Gives the account."""
+        return Peak(
+            weights_bytes=self._held[Part.WEIGHTS],
+            gradients_bytes=self._all_gradients,
+            optimizer_bytes=self._held[Part.OPTIMIZER],
+            activations_bytes=self._most_activations,
+            workspace_bytes=workspace_bytes,
+            peak_bytes=self._peak + workspace_bytes,
+            at_peak={part: workspace_bytes if part is Part.WORKSPACE else self._at_peak[part] for part in Part},
+        )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.add.Tensor and self._sums_in_place(args):
+            return args[0]
+        places = {leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()}
+        if len(places) == 2:
+            # A tensor that the model keeps as a plain attribute is no parameter and no buffer, so it is not on meta.
+            args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.follow(leaf)
+        own = scratch(func, args, result) if self._on_cpu else 0
+        if (
+            self._total + own >= self._peak
+        ):  # as high again in the second step, when the optimizer's state is known as such
+            self._peak = self._total + own
+            self._at_peak = self._held.copy()
+            self._at_peak[Part.ACTIVATIONS] += own
+        if not self._settled:
+            self._most_activations = max(self._most_activations, self._held[Part.ACTIVATIONS] + own)
+        return result
+
+    def _sums_in_place(self, args: Any) -> bool:
+        """Says whether an addition is autograd's own, of two gradients, of which it alone holds the first.
+
+        It then adds in place, if no dispatch mode watches. Source: `accumulate` in torch/csrc/autograd/input_buffer.cpp.
+        """
+        running = torch._C._current_graph_task_id() != -1
+        return (
+            running and isinstance(args[1], Tensor) and args[0].shape == args[1].shape and _holders(args) == self._sole
+        )
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta or not tensor.dim() else tensor.to(META)
+
+
+def _holders(args: Any) -> tuple[int, int]:
+    """Gives how many hold the first of the arguments, and how many its storage, in C++."""
+    return args[0]._use_count(), torch._C._storage_Use_Count(args[0].untyped_storage()._cdata)
+
+
+@cache
+def _holders_of_sole_gradient() -> tuple[int, int]:
+    """Gives what `_holders` finds of a gradient that autograd alone holds: it differs between versions of torch."""
+    found: list[tuple[int, int]] = []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != -1:
+                # Python's hold on the storage counts, and every dispatch before has left one.
+                args[0].untyped_storage()
+                found.append(_holders(args))
+            return func(*args, **(kwargs or {}))
+
+    leaf = torch.ones(2, device=META, requires_grad=True)
+    with torch.enable_grad(), Look():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        middle = leaf.exp()
+        (middle.sin() * middle.cos()).sum().backward()
+    return found[0]

@@ -1,0 +1,240 @@
+"""The largest batch that fits into a memory: predicted, on any machine, or measured on an accelerator until it runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vitbench import lifetimes
+from vitbench.counting import evaluating
+from vitbench.errors import NotSupported
+from vitbench.lifetimes import Mode, Peak
+from vitbench.records import column
+
+Method = Literal["predicted", "measured"]
+
+_ENDLESS = 2**24
+"""Inputs; a batch as large as this fits only if the batch takes no memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxBatch:
+    """The largest batch of which a pass fits into a memory, 0 if not even one input does."""
+
+    max_batch: int = column(
+        "Max batch", better="higher", meaning="the largest batch that fits; 0: not even one input does"
+    )
+    max_batch_method: Method = column("Method", meaning="predicted, or measured on the accelerator")
+    limit_bytes: int = column(
+        "Memory", meaning="what the pass must fit into; measured: all that the driver says the device has"
+    )
+    peak_bytes: int | None = column(
+        "Peak",
+        better="lower",
+        meaning="peak of allocated memory at that batch, without the driver's own; empty if none fits",
+    )
+    next_peak_bytes: int | None = column("Peak, one more", meaning="the same with one input more; empty if measured")
+    weights_bytes: int | None = column("Weights", better="lower", meaning="parameters and buffers; empty if measured")
+    gradients_bytes: int | None = column("Gradients", better="lower", meaning="of all parameters; empty if measured")
+    optimizer_bytes: int | None = column("Optimizer", better="lower", meaning="AdamW's state; empty if measured")
+    activations_bytes: int | None = column(
+        "Activations", better="lower", meaning="the most that all else held at that batch; empty if measured"
+    )
+
+
+def largest(fits: Callable[[int], bool], guess: int = 1) -> int:
+    """Gives the largest batch that fits: steps from a guess, each twice the last, until one fits and one does not, then bisects.
+
+    From a guess of 1 the steps go to 2, 4, 8 and so on. From a right guess it takes two calls.
+
+    Args:
+        fits: whether a batch of 1 or more fits; with a batch each smaller one does too.
+        guess: 1 or more.
+
+    Returns:
+        The largest batch, 0 if none fits.
+
+    Raises:
+        NotSupported: batches fit without end.
+    """
+    step = 1
+    if fits(guess):
+        low, high = guess, guess + step
+        while fits(high):
+            if high > _ENDLESS:
+                raise NotSupported(f"A batch of {high} still fits: this pass takes no memory for its batch.")
+            low, step = high, 2 * step
+            high = low + step
+    else:
+        low, high = max(0, guess - step), guess
+        while low and not fits(low):
+            high, step = low, 2 * step
+            low = max(0, high - step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def predict(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    limit_bytes: int,
+    mode: Mode,
+    dtype: torch.dtype = torch.float32,
+    device_kind: str = "cuda",
+    channels_last: bool = False,
+) -> MaxBatch:
+    """Predicts the largest batch: its predicted peak is within the limit, and that of one input more is not.
+
+    Args:
+        model: on "meta", or anywhere; it is left as it was.
+        input_shape: without the batch.
+        limit_bytes: for tensors alone: a driver's context and an allocator's holes are not predicted.
+        mode: "infer" or "train".
+        dtype: that weights and inputs are cast to.
+        device_kind: "cpu", or an accelerator as torch names it ("cuda").
+        channels_last: the memory format of weights and inputs.
+
+    Raises:
+        Exception: whatever the model raises when it cannot take that input.
+    """
+    peaks: dict[int, Peak] = {}
+
+    def at(batch_size: int) -> Peak:
+        if batch_size not in peaks:
+            peaks[batch_size] = lifetimes.peak(
+                model,
+                input_shape,
+                batch_size=batch_size,
+                mode=mode,
+                dtype=dtype,
+                device_kind=device_kind,
+                channels_last=channels_last,
+            )
+        return peaks[batch_size]
+
+    # At small batches the optimizer's step may hold more than the pass, so that the line through 1 and 2 is flat; later points
+    # are on another line.
+    guess = 1
+    for first, second in ((1, 2), (32, 33)):
+        slope = at(second).peak_bytes - at(first).peak_bytes
+        if slope > 0:
+            guess = first + (limit_bytes - at(first).peak_bytes) // slope
+            break
+    found = largest(lambda batch_size: at(batch_size).peak_bytes <= limit_bytes, max(1, guess))
+    parts = at(max(1, found))
+    return MaxBatch(
+        max_batch=found,
+        max_batch_method="predicted",
+        limit_bytes=limit_bytes,
+        peak_bytes=parts.peak_bytes if found else None,
+        next_peak_bytes=at(found + 1).peak_bytes,
+        weights_bytes=parts.weights_bytes,
+        gradients_bytes=parts.gradients_bytes,
+        optimizer_bytes=parts.optimizer_bytes,
+        activations_bytes=parts.activations_bytes,
+    )
+
+
+def measure(
+    build: Callable[[torch.device], nn.Module],
+    input_shape: Sequence[int],
+    *,
+    mode: Mode,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> MaxBatch:
+    """Measures the largest batch on an accelerator: passes of doubling batches until memory runs out, then bisection.
+
+    Args:
+        build: gives the model on a device; it is called with the CPU.
+        input_shape: without the batch.
+        mode: "infer" or "train".
+        device: an accelerator.
+        dtype: that weights and inputs are cast to.
+        channels_last: the memory format of weights and inputs.
+
+    Raises:
+        NotSupported: the device is a CPU: there the system ends the process, or begins to swap, where memory runs out.
+        torch.OutOfMemoryError: the model itself does not fit.
+        Exception: whatever the model raises when it cannot take that input.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        raise NotSupported("A CPU has no limit to run into safely; give --memory and have the largest batch predicted.")
+    model = build(torch.device("cpu"))
+    lifetimes.laid_out(model, dtype, channels_last=channels_last)
+    model.to(device)
+    peaks: dict[int, int] = {}
+
+    def fits(batch_size: int) -> bool:
+        torch.accelerator.reset_peak_memory_stats(device)
+        done = survives(lambda: _pass(model, input_shape, batch_size, mode, dtype, device, channels_last=channels_last))
+        peaks[batch_size] = torch.accelerator.max_memory_allocated(device)
+        # Outside the except block, so that no traceback holds the tensors of a pass that failed.
+        for parameter in model.parameters():
+            parameter.grad = None
+        gc.collect()
+        torch.accelerator.empty_cache()
+        return done
+
+    found = largest(fits)
+    _, total = torch.accelerator.get_memory_info(device)
+    return MaxBatch(
+        max_batch=found,
+        max_batch_method="measured",
+        limit_bytes=total,
+        peak_bytes=peaks[found] if found else None,
+        next_peak_bytes=None,
+        weights_bytes=None,
+        gradients_bytes=None,
+        optimizer_bytes=None,
+        activations_bytes=None,
+    )
+
+
+def survives(work: Callable[[], None]) -> bool:
+    """Does some work, and says whether the accelerator's memory sufficed; any other error is passed on."""
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError as error:
+        # Memory that cuBLAS and cuDNN ask the driver for themselves.
+        if "ALLOC_FAILED" in str(error):
+            return False
+        raise
+    return True
+
+
+def _pass(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch_size: int,
+    mode: Mode,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    channels_last: bool,
+) -> None:
+    inputs = lifetimes.example(input_shape, batch_size, dtype, device, channels_last=channels_last)
+    if mode == "infer":
+        with evaluating(model):
+            lifetimes.phases(model, inputs, mode)[0]()
+    else:
+        model.train()
+        phases = lifetimes.phases(model, inputs, mode, torch.optim.AdamW(model.parameters()))
+        for phase in (*phases, *phases):
+            phase()
+    torch.accelerator.synchronize(device)

@@ -1,0 +1,359 @@
+"""Memory of a pass: predicted from the lifetimes of tensors that never exist, and measured, to be laid side by side.
+
+Both take the same pass: a forward pass without gradients, or two training steps, of which the second finds the optimizer's state
+in place. Everything is counted from before the model is built: weights are part of every peak.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from vitbench import lifetimes
+from vitbench.counting import evaluating
+from vitbench.errors import NotSupported
+from vitbench.lifetimes import Mode
+from vitbench.records import column
+
+CPU = torch.device("cpu")
+_PRODUCT = 2048  # rows and columns: from 1024 to here MKL's buffers still grew for vit_s16 at batch 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """What a pass would hold on a device that need not be here; the parts peak at different times and need not sum."""
+
+    predicted_weights_bytes: int = column("Weights", better="lower", meaning="predicted: parameters and buffers")
+    predicted_gradients_bytes: int = column(
+        "Gradients", better="lower", meaning="predicted: all gradients of parameters, when the backward pass ends"
+    )
+    predicted_optimizer_bytes: int = column("Optimizer", better="lower", meaning="predicted: AdamW's state")
+    predicted_activations_bytes: int = column(
+        "Activations",
+        better="lower",
+        meaning="predicted: the most that inputs, activations, their gradients and temporaries held at once, before the "
+        "optimizer's step",
+    )
+    predicted_workspace_bytes: int = column(
+        "Workspace", better="lower", meaning="predicted: what cuBLAS keeps on a CUDA device, once for each thread"
+    )
+    predicted_peak_bytes: int = column(
+        "Peak", better="lower", meaning="predicted: the most that all of them held at once"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a pass held. On a CPU the peak is resident memory, on an accelerator what its allocator had handed out."""
+
+    measured_weights_bytes: int = column(
+        "Weights, measured", better="lower", meaning="growth while the model was built"
+    )
+    measured_gradients_bytes: int = column(
+        "Gradients, measured", better="lower", meaning="the gradients that the parameters had after a backward pass"
+    )
+    measured_optimizer_bytes: int = column(
+        "Optimizer, measured", better="lower", meaning="the tensors that AdamW kept between steps"
+    )
+    measured_activations_bytes: int = column(
+        "Activations, measured",
+        better="lower",
+        meaning="the largest growth before the optimizer's step, less weights, optimizer state and the gradients until then; "
+        "on an accelerator cuBLAS's workspaces are in it",
+    )
+    measured_peak_bytes: int = column(
+        "Peak, measured",
+        better="lower",
+        meaning="CPU: peak of resident memory above that before the model was built; accelerator: peak of allocated memory",
+    )
+    measured_reserved_bytes: int | None = column(
+        "Reserved",
+        better="lower",
+        meaning="peak of what an accelerator's allocator took from the driver; empty on a CPU",
+    )
+    measured_driver_bytes: int | None = column(
+        "Driver",
+        better="lower",
+        meaning="what an accelerator's driver says is in use after the pass, contexts and other processes included; empty on "
+        "a CPU, or where the driver does not say",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """A prediction against a measurement of the same pass."""
+
+    predicted_over_measured: float = column("Predicted / measured", meaning="predicted peak over measured peak")
+
+
+def predict(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    batch_size: int,
+    mode: Mode,
+    dtype: torch.dtype = torch.float32,
+    device_kind: str = "cpu",
+    channels_last: bool = False,
+) -> Predicted:
+    """Predicts what a pass holds; needs neither weights nor the device.
+
+    Args:
+        model: on "meta", or anywhere; it is left as it was.
+        input_shape: without the batch.
+        batch_size: inputs per pass.
+        mode: "infer" or "train".
+        dtype: that weights and inputs are cast to.
+        device_kind: "cpu", or an accelerator as torch names it ("cuda").
+        channels_last: the memory format of weights and inputs.
+
+    Raises:
+        Exception: whatever the model raises when it cannot take that input.
+    """
+    peak = lifetimes.peak(
+        model,
+        input_shape,
+        batch_size=batch_size,
+        mode=mode,
+        dtype=dtype,
+        device_kind=device_kind,
+        channels_last=channels_last,
+    )
+    return Predicted(
+        predicted_weights_bytes=peak.weights_bytes,
+        predicted_gradients_bytes=peak.gradients_bytes,
+        predicted_optimizer_bytes=peak.optimizer_bytes,
+        predicted_activations_bytes=peak.activations_bytes,
+        predicted_workspace_bytes=peak.workspace_bytes,
+        predicted_peak_bytes=peak.peak_bytes,
+    )
+
+
+def measure(
+    build: Callable[[torch.device], nn.Module],
+    input_shape: Sequence[int],
+    *,
+    batch_size: int,
+    mode: Mode,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+) -> Measured:
+    """Measures what a pass holds. Call it once in a process of its own: it changes the process's allocator, and leaves garbage.
+
+    On a CPU a large product and a batch of one go first, so that what libraries load and keep when they are first used is there
+    before: MKL keeps buffers for each thread, 6 MB with two threads. What these two held is handed back. Then resident memory is
+    read, the model built, and the kernel's high-water mark of resident memory followed through the pass.
+
+    Args:
+        build: gives the model on a device; it is called with the CPU, and on a CPU twice.
+        input_shape: without the batch.
+        batch_size: inputs per pass.
+        mode: "infer" or "train".
+        dtype: that weights and inputs are cast to.
+        device: the CPU or an accelerator.
+        channels_last: the memory format of weights and inputs.
+
+    Raises:
+        NotSupported: this system does not keep the peak of resident memory.
+        torch.OutOfMemoryError: the accelerator's memory ran out; on a CPU it is a RuntimeError.
+        Exception: whatever the model raises when it cannot take that input.
+    """
+    device = torch.device(device)
+    reason = obstacle(device)
+    if reason is not None:
+        raise NotSupported(reason)
+
+    def built() -> nn.Module:
+        model = build(CPU)
+        lifetimes.laid_out(model, dtype, channels_last=channels_last)
+        return model.to(device)
+
+    def inputs(number: int) -> Tensor:
+        return lifetimes.example(input_shape, number, dtype, device, channels_last=channels_last)
+
+    meter: _Meter
+    if device.type == "cpu":
+        meter = _Resident()
+        torch.mm(*(torch.rand(_PRODUCT, _PRODUCT).to(dtype) for _ in range(2)))
+        _run(built(), inputs(1), mode, _Account(meter, 0))
+    else:
+        meter = _Allocated(device)
+    account = _Account(meter, meter.settled())
+    model = built()
+    account.weights = meter.settled() - account.base
+    meter.forget()
+    _run(model, inputs(batch_size), mode, account)
+    return Measured(
+        measured_weights_bytes=account.weights,
+        measured_gradients_bytes=account.all_gradients,
+        measured_optimizer_bytes=account.optimizer,
+        measured_activations_bytes=account.activations,
+        measured_peak_bytes=account.peak,
+        measured_reserved_bytes=account.reserved,
+        measured_driver_bytes=meter.driver(),
+    )
+
+
+def compare(predicted: Predicted, measured: Measured) -> Agreement:
+    """Lays a prediction against a measurement."""
+    return Agreement(predicted_over_measured=predicted.predicted_peak_bytes / measured.measured_peak_bytes)
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Gives why the memory of a pass cannot be measured on a device here, or None if it can."""
+    if device.type == "cpu" and sys.platform != "linux":
+        return f"{sys.platform} keeps no peak of resident memory that can be set back, as Linux does: only predicted."
+    return None
+
+
+class _Meter(Protocol):
+    """Reads the memory that this process holds, in bytes."""
+
+    def settled(self) -> int:
+        """Gives what is held now, after all has been handed back that can be."""
+
+    def forget(self) -> None:
+        """Starts a new peak."""
+
+    def peak(self) -> int:
+        """Gives the most that was held since."""
+
+    def reserved(self) -> int | None:
+        """Gives the most that the allocator kept since, where there is one to ask."""
+
+    def driver(self) -> int | None:
+        """Gives what the device's driver says is in use, where there is one."""
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
+_MAPPED_BYTES = 64 * 2**10
+
+
+class _Resident:
+    """The resident memory of this process, as Linux keeps it (man 5 proc: VmRSS, VmHWM and clear_refs).
+
+    glibc raises the size from which blocks have pages of their own, up to 32 MiB, whenever such a block is freed; smaller ones
+    come from its heap, which has holes and is not handed back, so that the peak depends on all that happened before: 15 to 25 %
+    above what tensors hold, for vit_s16 at batch 8. Here the size is fixed, and what is freed is gone.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        # Other C libraries than glibc have no such setting, and need none.
+        if hasattr(self._libc, "mallopt"):
+            self._libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+    def settled(self) -> int:
+        gc.collect()
+        if hasattr(self._libc, "malloc_trim"):
+            self._libc.malloc_trim(0)
+        return self._status("VmRSS")
+
+    def forget(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def peak(self) -> int:
+        return self._status("VmHWM")
+
+    def reserved(self) -> int | None:
+        return None
+
+    def driver(self) -> int | None:
+        return None
+
+    @staticmethod
+    def _status(name: str) -> int:
+        with Path("/proc/self/status").open(encoding="ascii", errors="replace") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+class _Allocated:
+    """The memory of an accelerator, as its allocator and its driver keep it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def settled(self) -> int:
+        gc.collect()
+        torch.accelerator.empty_cache()
+        return torch.accelerator.memory_allocated(self._device)
+
+    def forget(self) -> None:
+        torch.accelerator.reset_peak_memory_stats(self._device)
+
+    def peak(self) -> int:
+        return torch.accelerator.max_memory_allocated(self._device)
+
+    def reserved(self) -> int | None:
+        return torch.accelerator.max_memory_reserved(self._device)
+
+    def driver(self) -> int | None:
+        try:
+            free, total = torch.accelerator.get_memory_info(self._device)
+        except (NotImplementedError, RuntimeError):
+            return None  # not every backend asks its driver
+        return total - free
+
+
+class _Account:
+    """Follows a meter through the windows of a pass, and knows in each how many gradients there were."""
+
+    def __init__(self, meter: _Meter, base: int) -> None:
+        self._meter = meter
+        self.base = base
+        self.weights = self.optimizer = self.activations = self.peak = 0
+        self.gradients = self.all_gradients = 0
+        self.reserved: int | None = None
+
+    def window(self, *, updating: bool = False) -> None:
+        """Reads the peak since the last window, and starts another."""
+        grown = self._meter.peak() - self.base
+        self.peak = max(self.peak, grown)
+        reserved = self._meter.reserved()
+        self.reserved = None if reserved is None else max(self.reserved or 0, reserved)
+        if not updating:
+            self.activations = max(self.activations, grown - self.weights - self.optimizer - self.gradients)
+        self._meter.forget()
+
+    def born(self, parameter: Tensor) -> None:
+        """Books a gradient that has just been completed."""
+        self.window()
+        self.gradients += _bytes(parameter.grad)
+        self.all_gradients = max(self.all_gradients, self.gradients)
+
+
+def _run(model: nn.Module, inputs: Tensor, mode: Mode, account: _Account) -> None:
+    if mode == "infer":
+        with evaluating(model):
+            lifetimes.phases(model, inputs, mode)[0]()
+        account.window()
+        return
+    model.train()
+    lifetimes.watch_gradients(model, account.born)
+    optimizer = torch.optim.AdamW(model.parameters())
+    forward, backward, step = lifetimes.phases(model, inputs, mode, optimizer)
+    for _ in range(2):
+        account.gradients = 0
+        forward()
+        account.window()
+        backward()
+        account.window()
+        step()
+        account.window(updating=True)
+        # AdamW counts its steps on the CPU.
+        state = [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
+        account.optimizer = sum(_bytes(tensor) for tensor in state if tensor.device == inputs.device and tensor.dim())
+
+
+def _bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.untyped_storage().nbytes()
