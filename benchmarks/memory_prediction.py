@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 
-from vitbench import environment
+from vitbench import device, environment, passes
 from vitbench.build import Plan, plan
-from vitbench.lifetimes import Mode
 from vitbench.metrics import memory
+from vitbench.records import Dtype, Mode, RunSetting
 from vitbench.units import size
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BOUNDS: dict[tuple[str, Mode], float] = {
     ("cpu", "infer"): 0.10,
     ("cpu", "train"): 0.15,
@@ -39,7 +38,7 @@ class Case:
     batch_size: int = 8
     img_size: int | None = None
     num_frames: int | None = None
-    dtype: str = "fp32"
+    dtype: Dtype = "fp32"
 
     def plan(self) -> Plan:
         """Gives the model's plan."""
@@ -108,22 +107,13 @@ class Line:
     cpu: str
 
 
-def measure(case: Case, mode: Mode, device: str) -> tuple[memory.Measured, int]:
-    """Measures a case, in the process that it is called in, and gives the threads of torch besides."""
-    planned = case.plan()
-    assert planned.input_shape is not None
-    found = memory.measure(
-        planned.build,
-        planned.input_shape,
-        batch_size=case.batch_size,
-        mode=mode,
-        dtype=DTYPES[case.dtype],
-        device=device,
-    )
-    return found, torch.get_num_threads()
+def measure(case: Case, setting: RunSetting) -> memory.Measured:
+    """Measures a case, in the process that it is called in."""
+    device.prepare(torch.device(setting.device), setting.dtype, setting.threads)
+    return memory.measure(case.plan().build, setting)
 
 
-def lines(cases: Sequence[Case], modes: Sequence[Mode], device: str) -> Iterator[Line]:
+def lines(cases: Sequence[Case], modes: Sequence[Mode], where: str) -> Iterator[Line]:
     """Yields a line a case and mode, as each is known."""
     here = environment.describe()
     for case in cases:
@@ -131,19 +121,21 @@ def lines(cases: Sequence[Case], modes: Sequence[Mode], device: str) -> Iterator
             planned = case.plan()
             assert planned.input_shape is not None
             assert planned.variant is not None
+            setting = RunSetting(
+                model=case.model,
+                input_shape=planned.input_shape,
+                batch_size=case.batch_size,
+                device=where,
+                dtype=case.dtype,
+                mode=mode,
+                threads=torch.get_num_threads(),
+            )
             on_meta = planned.build("meta")
             start = time.perf_counter()
-            predicted = memory.predict(
-                on_meta,
-                planned.input_shape,
-                batch_size=case.batch_size,
-                mode=mode,
-                dtype=DTYPES[case.dtype],
-                device_kind=torch.device(device).type,
-            )
+            predicted = memory.predict(on_meta, setting)
             prediction_s = time.perf_counter() - start
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                measured, threads = pool.submit(measure, case, mode, device).result()
+                measured = pool.submit(measure, case, setting).result()
             yield Line(
                 model=case.model,
                 family=planned.variant.family,
@@ -151,12 +143,12 @@ def lines(cases: Sequence[Case], modes: Sequence[Mode], device: str) -> Iterator
                 batch_size=case.batch_size,
                 mode=mode,
                 dtype=case.dtype,
-                device=device,
+                device=where,
                 **asdict(predicted),
                 **asdict(measured),
                 **asdict(memory.compare(predicted, measured)),
                 prediction_s=round(prediction_s, 3),
-                threads=threads,
+                threads=setting.threads,
                 versions=f"vitbench {here.vitbench}, torch {here.torch}, timm {here.timm}",
                 cpu=here.cpu,
             )
@@ -187,7 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--modes", nargs="+", choices=("infer", "train"), default=("infer", "train"))
     parser.add_argument("--batch-size", type=int, help="8 by default, 256 where images have 32 pixels")
-    parser.add_argument("--dtype", choices=DTYPES, help="fp32 by default, and bf16 besides for three models")
+    parser.add_argument("--dtype", choices=passes.DTYPES, help="fp32 by default, and bf16 besides for three models")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("results/memory_prediction.csv"))
     options = parser.parse_args()

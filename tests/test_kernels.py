@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 
 from vitbench import lifetimes
-from vitbench.lifetimes import Peak
+from vitbench.passes import DTYPES
+from vitbench.records import Dtype, Mode, RunSetting
 
 B, HEADS, TOKENS, CHANNELS = 2, 4, 128, 64
 ELEMENTS = B * HEADS * TOKENS * CHANNELS
@@ -16,7 +19,6 @@ ROWS = B * HEADS * TOKENS
 WEIGHTS = ROWS * TOKENS
 FLOAT, HALF = 4, 2
 STATE = 4 * 512  # of a random generator, where there is no dropout
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Attention(nn.Module):
@@ -34,21 +36,16 @@ class Attention(nn.Module):
 
 
 def activations(
-    model: nn.Module, device_kind: str, dtype: str = "fp32", mode: lifetimes.Mode = "infer", channels: int = CHANNELS
+    model: nn.Module, device: str, dtype: Dtype = "fp32", mode: Mode = "infer", channels: int = CHANNELS
 ) -> int:
-    found: Peak = lifetimes.peak(
-        model,
-        (HEADS, TOKENS, channels),
-        batch_size=B,
-        mode=mode,
-        dtype=DTYPES[dtype],
-        device_kind=device_kind,
+    setting = RunSetting(
+        model="m", input_shape=(HEADS, TOKENS, channels), batch_size=B, mode=mode, dtype=dtype, device=device
     )
-    return found.activations_bytes
+    return lifetimes.peak(model, setting).activations_bytes
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_cpu_keeps_inputs_outputs_and_a_number_a_row(dtype: str) -> None:
+def test_a_cpu_keeps_inputs_outputs_and_a_number_a_row(dtype: Dtype) -> None:
     assert activations(Attention(), "cpu", dtype) == DTYPES[dtype].itemsize * 2 * ELEMENTS + FLOAT * ROWS
 
 
@@ -94,8 +91,8 @@ def test_what_no_kernel_takes_has_explicit_weights() -> None:
     assert activations(Attention(), "mps") > FLOAT * WEIGHTS
 
 
-@pytest.mark.parametrize(("device_kind", "mask_bytes"), [("cpu", FLOAT), ("cuda", 1)])
-def test_dropout_keeps_a_mask_of_the_inputs_dtype_or_of_booleans(device_kind: str, mask_bytes: int) -> None:
+@pytest.mark.parametrize(("device", "mask_bytes"), [("cpu", FLOAT), ("cuda", 1)])
+def test_dropout_keeps_a_mask_of_the_inputs_dtype_or_of_booleans(device: str, mask_bytes: int) -> None:
     class Dropped(nn.Module):
         def __init__(self, layers: int) -> None:
             super().__init__()
@@ -105,7 +102,7 @@ def test_dropout_keeps_a_mask_of_the_inputs_dtype_or_of_booleans(device_kind: st
         def forward(self, x: Tensor) -> Tensor:
             return self.layers(x * self.scale).sum()  # type: ignore[no-any-return]  # modules are untyped
 
-    two, three = (activations(Dropped(layers), device_kind, mode="train") for layers in (2, 3))
+    two, three = (activations(Dropped(layers), device, mode="train") for layers in (2, 3))
     assert three - two == mask_bytes * ELEMENTS
 
 
@@ -125,16 +122,10 @@ def test_a_cpus_convolution_copies_planes(inputs: int, outputs: int) -> None:
     blocks = FLOAT * model.weight.numel()
     copied = 0 if inputs == 3 else read
 
-    def found(*, channels_last: bool, device_kind: str) -> int:
-        return lifetimes.peak(
-            model,
-            (inputs, side, side),
-            batch_size=batch,
-            mode="infer",
-            device_kind=device_kind,
-            channels_last=channels_last,
-        ).activations_bytes
+    def found(*, channels_last: bool, device: str) -> int:
+        setting = RunSetting(model="m", input_shape=(inputs, side, side), batch_size=batch, device=device)
+        return lifetimes.peak(model, replace(setting, channels_last=channels_last)).activations_bytes
 
-    assert found(channels_last=False, device_kind="cpu") == read + written + max(copied, written) + blocks
-    assert found(channels_last=True, device_kind="cpu") == read + written + blocks
-    assert found(channels_last=False, device_kind="cuda") == read + written
+    assert found(channels_last=False, device="cpu") == read + written + max(copied, written) + blocks
+    assert found(channels_last=True, device="cpu") == read + written + blocks
+    assert found(channels_last=False, device="cuda") == read + written

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vitbench import lifetimes
 from vitbench.lifetimes import Part, Peak
+from vitbench.records import Dtype, Mode, RunSetting
 
 FLOAT = 4
 N, WIDTH, HIDDEN = 64, 32, 256
@@ -36,8 +37,14 @@ def on_meta(name: str) -> nn.Module:
     return model
 
 
-def predicted(model: nn.Module, mode: lifetimes.Mode, batch_size: int = N, device_kind: str = "cpu") -> Peak:
-    return lifetimes.peak(model, (WIDTH,), batch_size=batch_size, mode=mode, device_kind=device_kind)
+def predicted(model: nn.Module, mode: Mode, batch_size: int = N, device: str = "cpu", dtype: Dtype = "fp32") -> Peak:
+    setting = RunSetting(model="m", input_shape=(WIDTH,), batch_size=batch_size, mode=mode, device=device, dtype=dtype)
+    return lifetimes.peak(model, setting)
+
+
+def of_images(model: nn.Module, batch_size: int, **options: bool) -> Peak:
+    setting = RunSetting(model="m", input_shape=(3, 224, 224), batch_size=batch_size, mode="train", **options)  # type: ignore[arg-type]  # the options are flags
+    return lifetimes.peak(model, setting)
 
 
 def test_a_forward_pass_holds_inputs_and_two_hidden_states() -> None:
@@ -79,7 +86,7 @@ def test_a_step_of_the_optimizer_can_be_the_peak() -> None:
     assert found.at_peak[Part.OPTIMIZER] == 2 * WEIGHTS
     assert found.activations_bytes < 2 * largest  # temporaries of the optimizer are none
     # On an accelerator all parameters at once: the roots of all of them; autograd has a second workspace.
-    found = predicted(Mlp(), "train", batch_size=4, device_kind="cuda")
+    found = predicted(Mlp(), "train", batch_size=4, device="cuda")
     assert found.peak_bytes - found.workspace_bytes == 5 * WEIGHTS + 4 * inputs
     assert found.workspace_bytes == 2 * lifetimes.workspace("cuda")
 
@@ -100,7 +107,7 @@ def test_accelerators_hand_out_multiples_of_512_bytes() -> None:
 
 
 def test_half_precision_takes_half() -> None:
-    half = lifetimes.peak(Mlp(), (WIDTH,), batch_size=N, mode="infer", dtype=torch.bfloat16)
+    half = predicted(Mlp(), "infer", dtype="bf16")
     assert 2 * half.peak_bytes == predicted(Mlp(), "infer").peak_bytes
 
 
@@ -156,13 +163,9 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_recomputed_activations_need_less_and_know_the_same_kernels() -> None:
-    def train(model: nn.Module) -> Peak:
-        return lifetimes.peak(model, (3, 224, 224), batch_size=4, mode="train")
-
     model = on_meta("vit_tiny_patch16_224")
-    plain = train(model)
-    model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's method, not a module
-    recomputed = train(model)
+    plain = of_images(model, 4)
+    recomputed = of_images(model, 4, grad_checkpointing=True)
     # Of twelve blocks only inputs are kept, and one is whole at a time.
     assert recomputed.activations_bytes < plain.activations_bytes / 4
     assert recomputed.weights_bytes == plain.weights_bytes
@@ -170,7 +173,7 @@ def test_recomputed_activations_need_less_and_know_the_same_kernels() -> None:
 
 def test_every_output_has_a_loss_and_formats_do_not_matter() -> None:
     distilled = on_meta("deit_tiny_distilled_patch16_224")
-    found = lifetimes.peak(distilled, (3, 224, 224), batch_size=2, mode="train", channels_last=True)
+    found = of_images(distilled, 2, channels_last=True)
     assert found.gradients_bytes == FLOAT * sum(parameter.numel() for parameter in distilled.parameters())
 
 

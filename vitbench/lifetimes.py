@@ -21,22 +21,22 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from vitbench.counting import META, evaluating, no_fast_path, on_meta
+from vitbench import passes
+from vitbench.counting import META, no_fast_path, on_meta
+from vitbench.errors import NotSupported
 from vitbench.kernels import kernels_of, scratch
-
-Mode = Literal["infer", "train"]
-Phase = Callable[[], None]
+from vitbench.records import RunSetting
 
 ALLOCATION = 512
 """Bytes of which an accelerator's allocator hands out multiples. Source: kMinBlockSize in c10/cuda/CUDACachingAllocator."""
@@ -76,49 +76,42 @@ class Peak:
     at_peak: Mapping[Part, int]
 
 
-def peak(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    *,
-    batch_size: int,
-    mode: Mode,
-    dtype: torch.dtype = torch.float32,
-    device_kind: str = "cpu",
-    channels_last: bool = False,
-) -> Peak:
-    """Predicts the memory of a forward pass, or of training: the second step, when the optimizer has its state.
+def peak(model: nn.Module, setting: RunSetting) -> Peak:
+    """Predicts the memory of an eager forward pass, or of training: the second step, when the optimizer has its state.
+
+    The forward pass does not use torch's inference mode: there, composite operators reach a dispatch mode whole, with their
+    temporaries out of sight. Memory is the same.
 
     Args:
         model: on any device, best on "meta"; it is left as it was.
-        input_shape: without the batch: (channels, height, width) or (channels, frames, height, width).
-        batch_size: inputs per pass.
-        mode: "infer" is a forward pass without gradients; "train" is forward, backward and a step of AdamW.
-        dtype: that weights and inputs are cast to.
-        device_kind: whose kernels and allocator are followed: "cpu", or an accelerator as torch names it ("cuda").
-        channels_last: the memory format of weights and inputs.
+        setting: its device is the one whose kernels and allocator are followed; it need not be here.
 
     Raises:
+        NotSupported: autocast does not know the meta device; or the model cannot recompute its activations.
         Exception: whatever the model raises when it cannot take that input.
     """
+    if setting.amp:
+        raise NotSupported("Memory is not predicted under autocast, which does nothing on torch's meta device.")
+    device_kind = setting.device.partition(":")[0]
+    on_meta_setting = replace(setting, device="meta", compile=None)
     with on_meta(model):
         twin = copy.deepcopy(model)
     for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
-    laid_out(twin, dtype, channels_last=channels_last)
+    passes.laid_out(twin, on_meta_setting)
     lifetimes = _Lifetimes(on_cpu=device_kind == "cpu")
     for tensor in (*twin.parameters(), *twin.buffers()):
         lifetimes.follow(tensor, Part.WEIGHTS)
     with no_fast_path(), lifetimes, kernels_of(device_kind):
-        # The inputs are born and die inside; on an accelerator, AdamW updates all parameters at once.
-        inputs = example(input_shape, batch_size, dtype, META, channels_last=channels_last)
-        if mode == "infer":
-            with evaluating(twin):
-                phases(twin, inputs, mode)[0]()
+        inputs = passes.example(on_meta_setting)
+        if setting.mode == "infer":
+            with torch.no_grad():
+                twin(inputs)
             return lifetimes.found(workspace(device_kind))
-        twin.train()
         watch_gradients(twin, lambda parameter: lifetimes.mark(parameter.grad, Part.GRADIENTS))
+        # On an accelerator, AdamW updates all parameters at once.
         optimizer = torch.optim.AdamW(twin.parameters(), foreach=device_kind != "cpu")
-        forward, backward, step = phases(twin, inputs, mode, optimizer)
+        forward, backward, step = passes.phases(twin, inputs, on_meta_setting, optimizer)
         for _ in range(2):
             forward()
             backward()
@@ -128,56 +121,6 @@ def peak(
                 lifetimes.mark(state, Part.OPTIMIZER)
         # Autograd runs in a thread of its own on an accelerator, with a workspace of its own.
         return lifetimes.found(2 * workspace(device_kind))
-
-
-def laid_out(model: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> None:
-    """Casts a model, and gives its weights a memory format."""
-    model.to(dtype=dtype)
-    if channels_last:
-        for parameter in model.parameters():
-            if parameter.dim() in (4, 5):
-                parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter.dim()))
-
-
-def example(
-    input_shape: Sequence[int], batch_size: int, dtype: torch.dtype, device: torch.device, *, channels_last: bool
-) -> Tensor:
-    """Gives a batch of random inputs, (batch, *input_shape)."""
-    shape = (batch_size, *input_shape)
-    together = _channels_last(len(shape)) if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=device, memory_format=together).uniform_()
-
-
-def _channels_last(extents: int) -> torch.memory_format:
-    return torch.channels_last_3d if extents == 5 else torch.channels_last
-
-
-def phases(
-    model: nn.Module, inputs: Tensor, mode: Mode, optimizer: torch.optim.Optimizer | None = None
-) -> tuple[Phase, ...]:
-    """Gives the parts of a pass, to be called in turn: a forward pass, or forward, backward and the optimizer's step.
-
-    The loss is the mean of the squared outputs, of all of them where a model in training has several. No pass uses torch's
-    inference mode: there, composite operators reach a dispatch mode whole, with their temporaries out of sight.
-    """
-    if optimizer is None:
-        if mode == "train":
-            raise ValueError("Training needs an optimizer.")
-        return (torch.no_grad()(lambda: _discard(model(inputs))),)
-    losses: list[Tensor] = []
-
-    def forward() -> None:
-        outputs = [leaf for leaf in tree_leaves(model(inputs)) if isinstance(leaf, Tensor)]
-        losses.append(sum((output.float().square().mean() for output in outputs), start=inputs.new_zeros(())))
-
-    def backward() -> None:
-        losses.pop().backward()
-
-    def step() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return forward, backward, step
 
 
 def _discard(_: Any) -> None:

@@ -6,19 +6,21 @@ Each measurement runs in a process of its own; what it does wrong is the status 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from vitbench import bench, device, environment, passes, timing, worker
 from vitbench.errors import BadInput, NotSupported, VitbenchError, one_line
-from vitbench.metrics import throughput
+from vitbench.metrics import max_batch, memory, throughput
 from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status
+from vitbench.units import memory as memory_text
 from vitbench.units import size as size_text
 
 AUTO = "auto"
@@ -33,13 +35,14 @@ class Ask:
 
     Attributes:
         models: names, each with whether timm's own model of that name is meant (see `build.plan`).
-        metrics: of the shelf: "flops", "throughput", "memory".
+        metrics: of the shelf; `RUNS` says what is run for each.
         img_sizes, num_frames, input_shape: as `build.plan` takes them.
         batch_sizes: numbers, or "auto": doubled from 1 until the throughput rises no more, or memory runs out.
         where: the device, "auto" for the accelerator if there is one.
         dtypes: of the weights, or with `amp` of autocast.
         compile: backend or backend:mode of torch.compile.
         threads: inside an operator on the CPU; None for torch's own number.
+        limit_bytes: the memory for which "max_batch" is predicted; None to measure it.
         rule: when a time is known.
         repeats: processes that measure the time, one after another.
         timeout_s: how long one process may take.
@@ -59,6 +62,7 @@ class Ask:
     channels_last: bool = False
     grad_checkpointing: bool = False
     threads: int | None = None
+    limit_bytes: int | None = None
     rule: timing.Rule = timing.RULE
     repeats: int = 1
     timeout_s: float = 600.0
@@ -71,13 +75,14 @@ class Job:
     Attributes:
         setting: complete, but for the input of a factory that states none.
         request: how `build.plan` gets the model.
-        metrics, rule, repeats, timeout_s: as in `Ask`.
+        metrics, limit_bytes, rule, repeats, timeout_s: as in `Ask`.
         problem: why it cannot be measured, if that is known already.
     """
 
     setting: RunSetting
     request: bench.Request
     metrics: tuple[str, ...]
+    limit_bytes: int | None
     rule: timing.Rule
     repeats: int
     timeout_s: float
@@ -102,7 +107,7 @@ def jobs(ask: Ask) -> list[Job]:
         BadInput: no such device, or settings that exclude each other.
         NotSupported: this machine has no such device.
     """
-    where = device.resolve(ask.where)
+    where = _where(ask)
     if ask.amp and not {"fp32", "tf32"}.isdisjoint(ask.dtypes):
         raise BadInput("--amp runs some operators in another dtype: give it with --dtype bf16 or fp16.")
     if ask.grad_checkpointing and ask.mode != "train":
@@ -134,6 +139,7 @@ def jobs(ask: Ask) -> list[Job]:
             setting=setting,
             request=request,
             metrics=tuple(ask.metrics),
+            limit_bytes=ask.limit_bytes,
             rule=ask.rule,
             repeats=ask.repeats,
             timeout_s=ask.timeout_s,
@@ -141,6 +147,25 @@ def jobs(ask: Ask) -> list[Job]:
         )
         result.append(job.at(1 if batch == AUTO else int(batch)))
     return result
+
+
+def _where(ask: Ask) -> torch.device:
+    # These say what they can without the device.
+    predicted = all(
+        metric in {*PREDICTED, "memory"} or (metric == "max_batch" and ask.limit_bytes) for metric in ask.metrics
+    )
+    if "max_batch" in ask.metrics and ask.where == AUTO:
+        here = device.resolve(AUTO)
+        if not ask.limit_bytes and here.type == "cpu":
+            raise BadInput("There is no accelerator to measure on; give --memory, such as 24GiB, to have it predicted.")
+        # Whoever plans for so much memory has a card in mind; the machine that predicts need not have it.
+        return here if here.type != "cpu" else torch.device("cuda")
+    try:
+        return device.resolve(ask.where)
+    except NotSupported:
+        if not predicted:
+            raise
+        return torch.device(ask.where)
 
 
 def measure(asked: Sequence[Job], *, isolated: bool = True) -> Iterator[Row]:
@@ -198,23 +223,21 @@ def measure_one(job: Job, *, isolated: bool = True) -> Row:
     machine: Machine | None = None
     setting = job.setting
     for metric in job.metrics:
-        outcomes: list[Outcome] = []
-        for number in range(job.repeats if metric == "throughput" else 1):
-            task = Task(job=job, metric=metric, first=number == 0)
-            outcome = _alone(task) if isolated else run_task(task)
-            outcomes.append(outcome)
-            if outcome.status != "ok":
-                break
-        last = outcomes[-1]
-        setting, machine = last.setting or setting, last.machine or machine
-        notes += [one.note for one in outcomes if one.note]
-        if last.status == "ok" and metric == "throughput":
-            runs = [one.found["run"] for one in outcomes]
-            found["throughput"] = throughput.summarise(runs, setting, macs=outcomes[0].found["macs"])
-        else:
-            found.update(last.found)
-        if status == "ok":
-            status = last.status
+        for step in RUNS[metric]:
+            times = job.repeats if step == "time" else 1
+            outcomes: list[Outcome] = []
+            while len(outcomes) < times and (not outcomes or outcomes[-1].status == "ok"):
+                task = Task(job=job, step=step, first=not outcomes, found=found)
+                outcomes.append(_alone(task) if isolated else run_task(task))
+            last = outcomes[-1]
+            setting, machine = last.setting or setting, last.machine or machine
+            notes += [one.note for one in outcomes if one.note]
+            if step == "time" and last.status == "ok":
+                runs = [one.found["run"] for one in outcomes]
+                found["throughput"] = throughput.summarise(runs, setting, macs=outcomes[0].found["macs"])
+            else:
+                found.update(last.found)
+            status = last.status if status == "ok" else status
     return replace(
         row, setting=setting, findings=found, machine=machine, status=status, note="; ".join(dict.fromkeys(notes))
     )
@@ -222,15 +245,18 @@ def measure_one(job: Job, *, isolated: bool = True) -> Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What one process does: one metric of a job.
+    """What one process does: one step of measuring a job.
 
     Attributes:
+        step: a key of `_STEPS`.
         first: whether it is the first of the repeats.
+        found: what the job's earlier steps found.
     """
 
     job: Job
-    metric: str
+    step: str
     first: bool
+    found: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +275,7 @@ def _alone(task: Task) -> Outcome:
 
 
 def _without_result(task: Task, status: worker.Failure, reason: str) -> Outcome:
-    return Outcome(status=status, note=f"{task.metric}: {reason}" if len(task.job.metrics) > 1 else reason)
+    return Outcome(status=status, note=f"{task.step}: {reason}" if len(task.job.metrics) > 1 else reason)
 
 
 def run_isolated(task: Task) -> Outcome:
@@ -263,7 +289,7 @@ def run_task(task: Task) -> Outcome:
     """Runs a task in this process; errors become the outcome's status and note."""
     job = task.job
     try:
-        return _RUN[task.metric](task)
+        return _STEPS[task.step](task)
     except NotSupported as error:
         return Outcome(status="unsupported", note=str(error))
     except VitbenchError as error:
@@ -314,7 +340,76 @@ def _fresh_compiler_cache() -> Iterator[None]:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
 
 
-_RUN: dict[str, Callable[[Task], Outcome]] = {"flops": _count, "throughput": _time}
+def _predict_memory(task: Task) -> Outcome:
+    setting, model = _planned(task.job)
+    if setting.amp or setting.compile:
+        return Outcome(setting=setting, note="memory is predicted of eager passes without autocast only")
+    return Outcome(setting=setting, found={"memory_predicted": memory.predict(model, setting)})
+
+
+def _measure_memory(task: Task) -> Outcome:
+    where = torch.device(task.job.setting.device)
+    predicted = task.found.get("memory_predicted")
+    try:
+        device.resolve(str(where))
+    except NotSupported as error:
+        return Outcome(note=f"only predicted: {error}")
+    reason = memory.obstacle(where)
+    if reason is not None:
+        return Outcome(note=f"only predicted: {reason}")
+    if predicted is not None and where.type == "cpu":
+        free = psutil.virtual_memory().available
+        if predicted.predicted_peak_bytes > free:
+            needed = memory_text(predicted.predicted_peak_bytes)
+            return Outcome(
+                status="out_of_memory", note=f"not run: it would need {needed}, and {memory_text(free)} are free"
+            )
+    device.prepare(where, task.job.setting.dtype, task.job.setting.threads)
+    setting, _ = _planned(task.job)
+    measured = memory.measure(bench.planned(task.job.request).build, setting)
+    found: dict[str, Any] = {"memory_measured": measured}
+    if predicted is not None:
+        found["memory_agreement"] = memory.compare(predicted, measured)
+    return Outcome(setting=setting, found=found, machine=device.machine(where))
+
+
+def _find_max_batch(task: Task) -> Outcome:
+    limit = task.job.limit_bytes
+    if limit is not None:
+        setting, model = _planned(task.job)
+        found, machine = max_batch.predict(model, setting, limit_bytes=limit), None
+    else:
+        setting, model = _built(task.job)
+        found, machine = max_batch.measure(model, setting), device.machine(torch.device(setting.device))
+    setting = replace(setting, batch_size=max(1, found.max_batch), batch_size_asked="max")
+    return Outcome(setting=setting, found={"max_batch": found}, machine=machine)
+
+
+_STEPS: dict[str, Callable[[Task], Outcome]] = {
+    "count": _count,
+    "time": _time,
+    "predict memory": _predict_memory,
+    "measure memory": _measure_memory,
+    "max batch": _find_max_batch,
+}
+
+RUNS: dict[str, tuple[str, ...]] = {
+    "flops": ("count",),
+    "throughput": ("time",),
+    "memory_predicted": ("predict memory",),
+    "memory": ("predict memory", "measure memory"),
+    "max_batch": ("max batch",),
+}
+"""What is run for a metric, each step in a process of its own."""
+
+PREDICTED = {"flops", "memory_predicted"}
+"""The metrics that run nothing: they need no device, and may be found side by side."""
+
+
+def _planned(job: Job) -> tuple[RunSetting, torch.nn.Module]:
+    """Gives the model on meta, and the setting with its input."""
+    model = bench.planned(job.request).build("meta")
+    return replace(job.setting, input_shape=job.setting.input_shape or bench.stated_input(model, job.request)), model
 
 
 def _built(job: Job) -> tuple[RunSetting, torch.nn.Module]:

@@ -42,7 +42,7 @@ def laid_out(model: nn.Module, setting: RunSetting) -> nn.Module:
         # A convolution of clips has weights of five extents, and a memory format of its own.
         for weight in model.parameters():
             if weight.dim() in (4, 5):
-                weight.data = weight.data.contiguous(memory_format=_channels_last(weight))
+                weight.data = weight.data.contiguous(memory_format=_channels_last(weight.dim()))
     if setting.compile is not None:
         backend, _, mode = setting.compile.partition(":")
         model.compile(backend=backend, mode=mode or None)
@@ -51,16 +51,19 @@ def laid_out(model: nn.Module, setting: RunSetting) -> nn.Module:
 
 def example(setting: RunSetting) -> Tensor:
     """Gives a batch of random inputs, (batch, *input_shape), on the setting's device."""
+    shape = (setting.batch_size, *setting.input_shape)
     dtype = torch.float32 if setting.amp else DTYPES[setting.dtype]
-    inputs = torch.randn((setting.batch_size, *setting.input_shape), device=setting.device).to(dtype)
-    return inputs.contiguous(memory_format=_channels_last(inputs)) if setting.channels_last else inputs
+    order = _channels_last(len(shape)) if setting.channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=setting.device, memory_format=order).normal_()
 
 
-def phases(model: nn.Module, inputs: Tensor, setting: RunSetting) -> tuple[Phase, ...]:
+def phases(
+    model: nn.Module, inputs: Tensor, setting: RunSetting, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[Phase, ...]:
     """Gives the parts of a pass, to be called in turn, again and again: a forward pass, or forward, backward and optimizer.
 
     The loss is the mean of the squared outputs, of all of them where a model in training has several; the optimizer is AdamW,
-    with a loss scale for autocast to fp16, without which its gradients vanish.
+    unless another is given, with a loss scale for autocast to fp16, without which its gradients vanish.
     """
     autocast = _autocast(setting)
     if setting.mode == "infer":
@@ -71,7 +74,7 @@ def phases(model: nn.Module, inputs: Tensor, setting: RunSetting) -> tuple[Phase
 
         return (infer,)
 
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = optimizer or torch.optim.AdamW(model.parameters())
     scaler = torch.amp.GradScaler(inputs.device.type, enabled=setting.amp and setting.dtype == "fp16")
     losses: list[Tensor] = []
 
@@ -98,5 +101,5 @@ def _autocast(setting: RunSetting) -> Callable[[], AbstractContextManager[Any]]:
     return lambda: torch.autocast(kind, dtype)
 
 
-def _channels_last(tensor: Tensor) -> torch.memory_format:
-    return torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
+def _channels_last(extents: int) -> torch.memory_format:
+    return torch.channels_last_3d if extents == 5 else torch.channels_last

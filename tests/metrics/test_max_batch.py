@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 from vitbench.errors import NotSupported
 from vitbench.metrics import max_batch
+from vitbench.records import RunSetting
 
 WIDTH = 32
 FLOAT = 4
+SETTING = RunSetting(model="m", input_shape=(WIDTH,))
 WEIGHTS = FLOAT * WIDTH * WIDTH
 ONE = FLOAT * 2 * WIDTH  # of each input: itself and the output
 
@@ -55,7 +58,7 @@ def test_what_fits_without_end_is_refused() -> None:
 def test_a_prediction_is_exact(room: int) -> None:
     model = nn.Linear(WIDTH, WIDTH, bias=False)
     limit = WEIGHTS + room * ONE + ONE - 1
-    found = max_batch.predict(model, (WIDTH,), limit_bytes=limit, mode="infer", device_kind="cpu")
+    found = max_batch.predict(model, SETTING, limit_bytes=limit)
     assert found.max_batch == room
     assert found.peak_bytes == (WEIGHTS + room * ONE if room else None)
     assert found.next_peak_bytes == WEIGHTS + (room + 1) * ONE
@@ -64,7 +67,7 @@ def test_a_prediction_is_exact(room: int) -> None:
 
 def test_a_prediction_holds_where_small_batches_are_hidden_by_the_optimizer() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.ReLU(), nn.Linear(WIDTH, 1))
-    found = max_batch.predict(model, (WIDTH,), limit_bytes=2**20, mode="train", device_kind="cpu")
+    found = max_batch.predict(model, replace(SETTING, mode="train"), limit_bytes=2**20)
     assert found.peak_bytes is not None
     assert found.next_peak_bytes is not None
     assert found.peak_bytes <= 2**20 < found.next_peak_bytes
@@ -86,7 +89,7 @@ def test_only_running_out_of_memory_is_survived() -> None:
 
 def test_a_cpu_is_not_driven_out_of_memory() -> None:
     with pytest.raises(NotSupported, match="--memory"):
-        max_batch.measure(lambda _: nn.Identity(), (3,), mode="infer", device="cpu")
+        max_batch.measure(nn.Identity(), SETTING)
 
 
 @pytest.mark.gpu
@@ -96,10 +99,9 @@ def test_an_accelerator_runs_out_of_memory_and_recovers() -> None:
     assert accelerator is not None
     # Of each input and its output 2 x 64 MiB, so that few batches are tried.
     shape = (2**24,)
-    found = max_batch.measure(lambda _: nn.ReLU(), shape, mode="infer", device=accelerator)
+    wanted = replace(SETTING, input_shape=shape, device=str(accelerator))
+    found = max_batch.measure(nn.ReLU(), wanted)
     assert found.max_batch > 1
     assert found.peak_bytes is not None
     assert found.limit_bytes * 0.5 < found.peak_bytes <= found.limit_bytes
-    assert max_batch.survives(
-        lambda: max_batch._pass(nn.ReLU(), shape, 1, "infer", torch.float32, accelerator, channels_last=False)
-    )
+    assert max_batch.survives(lambda: max_batch._pass(nn.ReLU(), wanted))

@@ -13,31 +13,32 @@ from torch import nn
 
 from vitbench.build import plan
 from vitbench.errors import NotSupported
-from vitbench.lifetimes import Mode
 from vitbench.metrics import memory
 from vitbench.metrics.memory import Measured, Predicted
+from vitbench.records import Mode, RunSetting
 
 FLOAT = 4
 VIT = "vit_ti16"
+SMALL = RunSetting(model="m", input_shape=(8,), batch_size=3)
 
 
-def measured(mode: Mode, batch_size: int, device: str) -> Measured:
-    planned = plan(VIT)
-    assert planned.input_shape is not None
-    return memory.measure(planned.build, planned.input_shape, batch_size=batch_size, mode=mode, device=device)
+def setting(mode: Mode, batch_size: int, device: str) -> RunSetting:
+    shape = plan(VIT).input_shape
+    assert shape is not None
+    return RunSetting(model=VIT, input_shape=shape, batch_size=batch_size, mode=mode, device=device)
+
+
+def measured(wanted: RunSetting) -> Measured:
+    return memory.measure(plan(VIT).build, wanted)
 
 
 def in_its_own_process(mode: Mode, batch_size: int, device: str) -> Measured:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, mode, batch_size, device).result()
+        return pool.submit(measured, setting(mode, batch_size, device)).result()
 
 
-def predicted(mode: Mode, batch_size: int, device_kind: str) -> Predicted:
-    planned = plan(VIT)
-    assert planned.input_shape is not None
-    return memory.predict(
-        planned.build("meta"), planned.input_shape, batch_size=batch_size, mode=mode, device_kind=device_kind
-    )
+def predicted(mode: Mode, batch_size: int, device: str) -> Predicted:
+    return memory.predict(plan(VIT).build("meta"), setting(mode, batch_size, device))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a peak that can be set back")
@@ -65,7 +66,7 @@ def test_a_prediction_meets_what_an_accelerator_allocated(mode: Mode, bound: flo
 
 
 def test_the_prediction_of_a_model_in_closed_form() -> None:
-    found = memory.predict(nn.Linear(8, 4, bias=False), (8,), batch_size=3, mode="infer")
+    found = memory.predict(nn.Linear(8, 4, bias=False), SMALL)
     assert found == Predicted(
         predicted_weights_bytes=FLOAT * 32,
         predicted_gradients_bytes=0,
@@ -117,7 +118,7 @@ def test_where_no_peak_is_kept_the_reason_is_given(monkeypatch: pytest.MonkeyPat
     assert sys.platform != "linux" or memory.obstacle(torch.device("cpu")) is None
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(NotSupported, match="darwin keeps no peak"):
-        memory.measure(lambda _: nn.Identity(), (3,), batch_size=1, mode="infer")
+        memory.measure(nn.Identity, SMALL)
 
 
 def test_the_ratio_is_of_the_peaks() -> None:

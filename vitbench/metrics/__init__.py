@@ -7,4 +7,7 @@ METRICS = Shelf(
     Entry(
         "flops", "vitbench.metrics.flops", "parameters, multiply-accumulates, FLOPs and activations of a forward pass"
     ),
+    Entry("throughput", "vitbench.metrics.throughput", "inputs a second and latency, of a pass or a training step"),
+    Entry("memory", "vitbench.metrics.memory", "memory of a pass, predicted and measured"),
+    Entry("max_batch", "vitbench.metrics.max_batch", "the largest batch that fits into memory"),
 )

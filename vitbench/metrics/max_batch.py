@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
 
-from vitbench import lifetimes
-from vitbench.counting import evaluating
+from vitbench import lifetimes, passes
 from vitbench.errors import NotSupported
-from vitbench.lifetimes import Mode, Peak
-from vitbench.records import column
+from vitbench.lifetimes import Peak
+from vitbench.records import RunSetting, column
 
 Method = Literal["predicted", "measured"]
 
@@ -84,43 +83,23 @@ def largest(fits: Callable[[int], bool], guess: int = 1) -> int:
     return low
 
 
-def predict(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    *,
-    limit_bytes: int,
-    mode: Mode,
-    dtype: torch.dtype = torch.float32,
-    device_kind: str = "cuda",
-    channels_last: bool = False,
-) -> MaxBatch:
+def predict(model: nn.Module, setting: RunSetting, *, limit_bytes: int) -> MaxBatch:
     """Predicts the largest batch: its predicted peak is within the limit, and that of one input more is not.
 
     Args:
         model: on "meta", or anywhere; it is left as it was.
-        input_shape: without the batch.
+        setting: what is run, at any batch size.
         limit_bytes: for tensors alone: a driver's context and an allocator's holes are not predicted.
-        mode: "infer" or "train".
-        dtype: that weights and inputs are cast to.
-        device_kind: "cpu", or an accelerator as torch names it ("cuda").
-        channels_last: the memory format of weights and inputs.
 
     Raises:
+        NotSupported: batches fit without end; or as in `lifetimes.peak`.
         Exception: whatever the model raises when it cannot take that input.
     """
     peaks: dict[int, Peak] = {}
 
     def at(batch_size: int) -> Peak:
         if batch_size not in peaks:
-            peaks[batch_size] = lifetimes.peak(
-                model,
-                input_shape,
-                batch_size=batch_size,
-                mode=mode,
-                dtype=dtype,
-                device_kind=device_kind,
-                channels_last=channels_last,
-            )
+            peaks[batch_size] = lifetimes.peak(model, replace(setting, batch_size=batch_size))
         return peaks[batch_size]
 
     # At small batches the optimizer's step may hold more than the pass, so that the line through 1 and 2 is flat; later points
@@ -146,41 +125,27 @@ def predict(
     )
 
 
-def measure(
-    build: Callable[[torch.device], nn.Module],
-    input_shape: Sequence[int],
-    *,
-    mode: Mode,
-    device: str | torch.device,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-) -> MaxBatch:
+def measure(model: nn.Module, setting: RunSetting) -> MaxBatch:
     """Measures the largest batch on an accelerator: passes of doubling batches until memory runs out, then bisection.
 
     Args:
-        build: gives the model on a device; it is called with the CPU.
-        input_shape: without the batch.
-        mode: "infer" or "train".
-        device: an accelerator.
-        dtype: that weights and inputs are cast to.
-        channels_last: the memory format of weights and inputs.
+        model: changed in place, by `passes.laid_out`.
+        setting: what is run, at any batch size.
 
     Raises:
         NotSupported: the device is a CPU: there the system ends the process, or begins to swap, where memory runs out.
         torch.OutOfMemoryError: the model itself does not fit.
         Exception: whatever the model raises when it cannot take that input.
     """
-    device = torch.device(device)
+    device = torch.device(setting.device)
     if device.type == "cpu":
         raise NotSupported("A CPU has no limit to run into safely; give --memory and have the largest batch predicted.")
-    model = build(torch.device("cpu"))
-    lifetimes.laid_out(model, dtype, channels_last=channels_last)
-    model.to(device)
+    passes.laid_out(model, setting)
     peaks: dict[int, int] = {}
 
     def fits(batch_size: int) -> bool:
         torch.accelerator.reset_peak_memory_stats(device)
-        done = survives(lambda: _pass(model, input_shape, batch_size, mode, dtype, device, channels_last=channels_last))
+        done = survives(lambda: _pass(model, replace(setting, batch_size=batch_size)))
         peaks[batch_size] = torch.accelerator.max_memory_allocated(device)
         # Outside the except block, so that no traceback holds the tensors of a pass that failed.
         for parameter in model.parameters():
@@ -218,23 +183,9 @@ def survives(work: Callable[[], None]) -> bool:
     return True
 
 
-def _pass(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    batch_size: int,
-    mode: Mode,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    channels_last: bool,
-) -> None:
-    inputs = lifetimes.example(input_shape, batch_size, dtype, device, channels_last=channels_last)
-    if mode == "infer":
-        with evaluating(model):
-            lifetimes.phases(model, inputs, mode)[0]()
-    else:
-        model.train()
-        phases = lifetimes.phases(model, inputs, mode, torch.optim.AdamW(model.parameters()))
-        for phase in (*phases, *phases):
-            phase()
-    torch.accelerator.synchronize(device)
+def _pass(model: nn.Module, setting: RunSetting) -> None:
+    phases = passes.phases(model, passes.example(setting), setting)
+    # The optimizer's state is born in the first step.
+    for phase in phases * 2:
+        phase()
+    torch.accelerator.synchronize(torch.device(setting.device))

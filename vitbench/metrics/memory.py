@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from vitbench import lifetimes
-from vitbench.counting import evaluating
+from vitbench import lifetimes, passes
 from vitbench.errors import NotSupported
-from vitbench.lifetimes import Mode
-from vitbench.records import column
+from vitbench.records import RunSetting, column
 
 CPU = torch.device("cpu")
 _PRODUCT = 2048  # rows and columns: from 1024 to here MKL's buffers still grew for vit_s16 at batch 8
@@ -95,39 +93,9 @@ class Agreement:
     predicted_over_measured: float = column("Predicted / measured", meaning="predicted peak over measured peak")
 
 
-def predict(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    *,
-    batch_size: int,
-    mode: Mode,
-    dtype: torch.dtype = torch.float32,
-    device_kind: str = "cpu",
-    channels_last: bool = False,
-) -> Predicted:
-    """Predicts what a pass holds; needs neither weights nor the device.
-
-    Args:
-        model: on "meta", or anywhere; it is left as it was.
-        input_shape: without the batch.
-        batch_size: inputs per pass.
-        mode: "infer" or "train".
-        dtype: that weights and inputs are cast to.
-        device_kind: "cpu", or an accelerator as torch names it ("cuda").
-        channels_last: the memory format of weights and inputs.
-
-    Raises:
-        Exception: whatever the model raises when it cannot take that input.
-    """
-    peak = lifetimes.peak(
-        model,
-        input_shape,
-        batch_size=batch_size,
-        mode=mode,
-        dtype=dtype,
-        device_kind=device_kind,
-        channels_last=channels_last,
-    )
+def predict(model: nn.Module, setting: RunSetting) -> Predicted:
+    """Predicts what an eager pass holds; needs neither weights nor the device. Arguments and errors as in `lifetimes.peak`."""
+    peak = lifetimes.peak(model, setting)
     return Predicted(
         predicted_weights_bytes=peak.weights_bytes,
         predicted_gradients_bytes=peak.gradients_bytes,
@@ -138,61 +106,38 @@ def predict(
     )
 
 
-def measure(
-    build: Callable[[torch.device], nn.Module],
-    input_shape: Sequence[int],
-    *,
-    batch_size: int,
-    mode: Mode,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    channels_last: bool = False,
-) -> Measured:
+def measure(build: Callable[[], nn.Module], setting: RunSetting) -> Measured:
     """Measures what a pass holds. Call it once in a process of its own: it changes the process's allocator, and leaves garbage.
 
     On a CPU a large product and a batch of one go first, so that what libraries load and keep when they are first used is there
-    before: MKL keeps buffers for each thread, 6 MB with two threads. What these two held is handed back. Then resident memory is
+    before: MKL keeps buffers for each thread, 6 MB with two threads. Their own memory is handed back. Then resident memory is
     read, the model built, and the kernel's high-water mark of resident memory followed through the pass.
 
     Args:
-        build: gives the model on a device; it is called with the CPU, and on a CPU twice.
-        input_shape: without the batch.
-        batch_size: inputs per pass.
-        mode: "infer" or "train".
-        dtype: that weights and inputs are cast to.
-        device: the CPU or an accelerator.
-        channels_last: the memory format of weights and inputs.
+        build: gives the model on the CPU; on a CPU it is called twice.
+        setting: what is run.
 
     Raises:
         NotSupported: this system does not keep the peak of resident memory.
         torch.OutOfMemoryError: the accelerator's memory ran out; on a CPU it is a RuntimeError.
         Exception: whatever the model raises when it cannot take that input.
     """
-    device = torch.device(device)
+    device = torch.device(setting.device)
     reason = obstacle(device)
     if reason is not None:
         raise NotSupported(reason)
-
-    def built() -> nn.Module:
-        model = build(CPU)
-        lifetimes.laid_out(model, dtype, channels_last=channels_last)
-        return model.to(device)
-
-    def inputs(number: int) -> Tensor:
-        return lifetimes.example(input_shape, number, dtype, device, channels_last=channels_last)
-
     meter: _Meter
     if device.type == "cpu":
         meter = _Resident()
-        torch.mm(*(torch.rand(_PRODUCT, _PRODUCT).to(dtype) for _ in range(2)))
-        _run(built(), inputs(1), mode, _Account(meter, 0))
+        torch.mm(*(torch.rand(_PRODUCT, _PRODUCT).to(passes.DTYPES[setting.dtype]) for _ in range(2)))
+        _run(passes.laid_out(build(), setting), replace(setting, batch_size=1), _Account(meter, 0))
     else:
         meter = _Allocated(device)
     account = _Account(meter, meter.settled())
-    model = built()
+    model = passes.laid_out(build(), setting)
     account.weights = meter.settled() - account.base
     meter.forget()
-    _run(model, inputs(batch_size), mode, account)
+    _run(model, setting, account)
     return Measured(
         measured_weights_bytes=account.weights,
         measured_gradients_bytes=account.all_gradients,
@@ -212,7 +157,7 @@ def compare(predicted: Predicted, measured: Measured) -> Agreement:
 def obstacle(device: torch.device) -> str | None:
     """Gives why the memory of a pass cannot be measured on a device here, or None if it can."""
     if device.type == "cpu" and sys.platform != "linux":
-        return f"{sys.platform} keeps no peak of resident memory that can be set back, as Linux does: only predicted."
+        return f"{sys.platform} keeps no peak of resident memory that can be set back, as Linux does."
     return None
 
 
@@ -332,16 +277,16 @@ class _Account:
         self.all_gradients = max(self.all_gradients, self.gradients)
 
 
-def _run(model: nn.Module, inputs: Tensor, mode: Mode, account: _Account) -> None:
-    if mode == "infer":
-        with evaluating(model):
-            lifetimes.phases(model, inputs, mode)[0]()
+def _run(model: nn.Module, setting: RunSetting, account: _Account) -> None:
+    inputs = passes.example(setting)
+    if setting.mode == "infer":
+        (infer,) = passes.phases(model, inputs, setting)
+        infer()
         account.window()
         return
-    model.train()
     lifetimes.watch_gradients(model, account.born)
     optimizer = torch.optim.AdamW(model.parameters())
-    forward, backward, step = lifetimes.phases(model, inputs, mode, optimizer)
+    forward, backward, step = passes.phases(model, inputs, setting, optimizer)
     for _ in range(2):
         account.gradients = 0
         forward()
