@@ -43,3 +43,30 @@ def test_a_difference_has_its_sign(ratio: float, text: str) -> None:
 def test_shapes_and_exact_counts() -> None:
     assert units.size((3, 16, 224, 224)) == "3x16x224x224"
     assert units.exact(15_430_946_816) == "15,430,946,816"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("24GiB", 24 * 2**30), ("24GB", 24 * 10**9), ("1.5 tib", 3 * 2**39), ("512mib", 2**29), ("8kB", 8000)],
+)
+def test_an_amount_of_memory_is_read_with_its_unit(text: str, value: int) -> None:
+    assert units.parse_memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["24", "GiB", "0GiB", "-1GiB", "24GiB of it", "24G", ""])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 24GiB"):
+        units.parse_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.000 KiB"), (362_807_296, "346.0 MiB"), (2**40 - 1, "1.000 TiB")],
+)
+def test_memory_has_a_binary_prefix(value: int, text: str) -> None:
+    assert units.memory(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.5, "0.5000 ms"), (12.3456, "12.35 ms"), (12_345.6, "12.35 s")])
+def test_a_time_has_four_digits(value: float, text: str) -> None:
+    assert units.milliseconds(value) == text

@@ -196,7 +196,7 @@ def rows(job: Job, run: Measure) -> Iterator[Row]:
             row = run(job)
             yield row
         return
-    while row.status == "out_of_memory" and job.setting.batch_size > 1:
+    while row.status == "out_of_memory" and "throughput" in job.metrics and job.setting.batch_size > 1:
         job = job.at(job.setting.batch_size // 2)
         row = run(job)
         if row.status == "ok":
@@ -361,9 +361,7 @@ def _measure_memory(task: Task) -> Outcome:
         free = psutil.virtual_memory().available
         if predicted.predicted_peak_bytes > free:
             needed = memory_text(predicted.predicted_peak_bytes)
-            return Outcome(
-                status="out_of_memory", note=f"not run: it would need {needed}, and {memory_text(free)} are free"
-            )
+            return Outcome(note=f"only predicted: it would need {needed}, and {memory_text(free)} are free")
     device.prepare(where, task.job.setting.dtype, task.job.setting.threads)
     setting, _ = _planned(task.job)
     measured = memory.measure(bench.planned(task.job.request).build, setting)

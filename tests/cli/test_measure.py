@@ -1,4 +1,4 @@
-"""`vitbench throughput`: what a user types, sees and gets wrong."""
+"""`vitbench throughput`, `memory`, `max-batch` and `bench`: what a user types, sees and gets wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,10 +148,10 @@ def test_compile_may_stand_alone(
     arguments: list[str], compiler: str | None, models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(measure, "_run", lambda ask, *_: asked.append(ask))
+    monkeypatch.setattr(measure, "_run", lambda wanted, *_, **__: asked.append(wanted))
     assert run("throughput", *arguments).exit_code == 0
     assert asked[0].compile == compiler
-    assert [name for name, _ in asked[0].models] == models
+    assert asked[0].models[0] == models
 
 
 def test_ctrl_c_ends_the_children_and_keeps_what_is_done(tmp_path: Path) -> None:
@@ -178,3 +179,46 @@ def test_ctrl_c_ends_the_children_and_keeps_what_is_done(tmp_path: Path) -> None
     _, alive = psutil.wait_procs(children, timeout=10)
     assert children
     assert not alive
+
+
+def test_memory_shows_what_was_measured_in_brackets() -> None:
+    options = ("--input", "3x2x4", "--device", "cpu")
+    done = run("memory", "timed_for_tests:good", *options, "--mode", "train", "--batch-size", "1,8", "-f", "json")
+    assert done.exit_code == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert (first["batch_size"], second["batch_size"]) == (1, 8)
+    assert first["predicted_gradients_bytes"] == first["measured_gradients_bytes"] == 80
+    assert first["predicted_optimizer_bytes"] == 160
+    done = run("memory", "timed_for_tests:good", *options)
+    assert re.search(r"80 B \(\d", done.stdout)
+    assert "Gradients" not in done.stdout
+    done = run("memory", "timed_for_tests:good", *options, "--predict", "-f", "json")
+    (row,) = json.loads(done.stdout)
+    assert "measured_peak_bytes" not in row
+
+
+def test_the_largest_batch_is_the_last_that_fits() -> None:
+    """80 bytes of weights and 2 x 6 x 4 floats of each input: 1 KiB holds (1024 - 80) // 192 = 4."""
+    options = ("--input", "3x2x4", "--device", "cpu", "-f", "json")
+    done = run("max-batch", "timed_for_tests:good", *options, "--memory", "1KiB")
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["max_batch"], row["peak_bytes"], row["next_peak_bytes"]) == (4, 80 + 4 * 192, 80 + 5 * 192)
+    done = run("max-batch", "timed_for_tests:good", *options)
+    assert done.exit_code == 3
+    assert "give --memory" in json.loads(done.stdout)[0]["note"]
+    done = run("max-batch", "timed_for_tests:good", "--memory", "24")
+    assert done.exit_code == 2
+    assert "such as 24GiB" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_bench_is_all_of_them_in_one_row() -> None:
+    done = run("bench", "timed_for_tests:good", *QUICK, "-f", "json")
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["macs"] == 96
+    assert row["throughput_per_s"] > 0
+    assert row["predicted_peak_bytes"] > 80
+    assert row["measured_peak_bytes"] > 0
+    done = run("bench", "timed_for_tests:good", *QUICK)
+    assert all(word in done.stdout for word in ("MACs", "Median", "Peak, predicted", "Peak, measured"))
