@@ -61,12 +61,21 @@ def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.000 KiB"), (362_807_296, "346.0 MiB"), (2**40 - 1, "1.000 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.000 KiB"),
+        (362_807_296, "346.0 MiB"),
+        (2**40 - 1, "1.000 TiB"),
+        (1010 * 2**20, "1010 MiB"),
+    ],
 )
 def test_memory_has_a_binary_prefix(value: int, text: str) -> None:
     assert units.memory(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.5, "0.5000 ms"), (12.3456, "12.35 ms"), (12_345.6, "12.35 s")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.5000 ms"), (12.3456, "12.35 ms"), (1366.2, "1366 ms"), (12_345.6, "12.35 s")]
+)
 def test_a_time_has_four_digits(value: float, text: str) -> None:
     assert units.milliseconds(value) == text

@@ -24,8 +24,12 @@ def memory(value: float) -> str:
     """Gives bytes with a binary prefix, to four significant digits: 362807296 is "346.0 MiB"."""
     for size, prefix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(value) >= size * (1 - 0.5e-4):
-            return f"{value / size:#.4g} {prefix}"
+            return f"{_four_digits(value / size)} {prefix}"
     return f"{int(value)} B"
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def parse_memory(text: str) -> int:
@@ -45,7 +49,7 @@ def parse_memory(text: str) -> int:
 
 def milliseconds(value: float) -> str:
     """Gives a time to four significant digits: 12.3456 is "12.35 ms"."""
-    return f"{value:#.4g} ms" if value < 9999.5 else f"{value / 1e3:#.4g} s"
+    return f"{_four_digits(value)} ms" if value < 9999.5 else f"{_four_digits(value / 1e3)} s"
 
 
 def printable(text: str) -> str:

@@ -189,7 +189,7 @@ def _seconds(row: Flat) -> str:
 def _interval(row: Flat) -> str:
     if row.get("latency_low_ms") is None:
         return ""
-    return f"{row['latency_low_ms']:#.4g} to {row['latency_high_ms']:#.4g} ms"
+    return f"{milliseconds(row['latency_low_ms'])} to {milliseconds(row['latency_high_ms'])}"
 
 
 def _utilization(row: Flat) -> str:
