@@ -40,7 +40,8 @@ def lowest(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """The tests that need an accelerator."""
     _install(session)
-    session.run("python", "-m", "pytest", "-m", "gpu", *session.posargs)
+    # One after another: they share the device, and one fills its memory.
+    session.run("python", "-m", "pytest", "-m", "gpu", "-n", "0", *session.posargs)
 
 
 @nox.session

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vitbench import catalog
+from vitbench.metrics.max_batch import MaxBatch
+from vitbench.metrics.memory import Agreement, Measured, Predicted
+from vitbench.metrics.throughput import Throughput
+from vitbench.records import Machine, RunSetting
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -33,3 +39,15 @@ def test_the_catalog_is_whole_and_nothing_failed() -> None:
     assert {row["status"] for row in rows} == {"ok"}
     with (RESULTS / "verify.csv").open(encoding="utf-8", newline="") as file:
         assert {row["verdict"] for row in csv.DictReader(file)} == {"agrees", "explained"}
+
+
+@pytest.mark.parametrize("record", [RunSetting, Throughput, Predicted, Measured, Agreement, MaxBatch, Machine])
+def test_every_column_of_a_measured_row_is_explained_in_the_words_of_its_record(record: type[Any]) -> None:
+    readme = (RESULTS / "README.md").read_text(encoding="utf-8")
+    prefix = "environment_" if record is Machine else ""
+    missing = [
+        item.name
+        for item in fields(record)
+        if f"| `{prefix}{item.name}` | {item.metadata['meaning']} |" not in readme.splitlines()
+    ]
+    assert not missing

@@ -36,7 +36,7 @@ from vitbench.cli.options import (
     progress,
     status,
 )
-from vitbench.errors import BadInput
+from vitbench.errors import BadInput, CannotWrite
 from vitbench.records import Row, RunSetting, Table
 from vitbench.reports import REPORTS
 
@@ -418,7 +418,8 @@ def _run(
             rows.append(row)
             if output is not None:
                 results.write(output, REPORTS.load(chosen_format(format, output)).render(table(rows)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, CannotWrite):
+        # Where the file cannot be written, this prints what is measured.
         if rows:
             emit(table(rows), format, output)
         raise
