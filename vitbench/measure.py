@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import torch
 
-from vitbench import bench, device, environment, passes, timing, worker
+from vitbench import bench, device, environment, passes, published, timing, worker
 from vitbench.errors import BadInput, NotSupported, VitbenchError, one_line
-from vitbench.metrics import throughput
-from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status
+from vitbench.metrics import flops, throughput
+from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status, flatten
 from vitbench.units import size as size_text
 
 AUTO = "auto"
@@ -39,7 +39,7 @@ class Ask:
         where: the device, "auto" for the accelerator if there is one.
         dtypes: of the weights, or with `amp` of autocast.
         compile: backend or backend:mode of torch.compile.
-        threads: inside an operator on the CPU; None for torch's own number.
+        threads: inside an operator on the CPU, each None for torch's own number.
         rule: when a time is known.
         repeats: processes that measure the time, one after another.
         timeout_s: how long one process may take.
@@ -58,7 +58,7 @@ class Ask:
     compile: str | None = None
     channels_last: bool = False
     grad_checkpointing: bool = False
-    threads: int | None = None
+    threads: Sequence[int | None] = (None,)
     rule: timing.Rule = timing.RULE
     repeats: int = 1
     timeout_s: float = 600.0
@@ -107,8 +107,11 @@ def jobs(ask: Ask) -> list[Job]:
         raise BadInput("--amp runs some operators in another dtype: give it with --dtype bf16 or fp16.")
     if ask.grad_checkpointing and ask.mode != "train":
         raise BadInput("Gradient checkpointing goes with --mode train.")
+    if AUTO in ask.batch_sizes and "throughput" not in ask.metrics:
+        raise BadInput("A batch size of auto is looked for by the throughput: measure that too, or give numbers.")
     result: list[Job] = []
-    for (name, of_timm), img_size, dtype, batch in product(ask.models, ask.img_sizes, ask.dtypes, ask.batch_sizes):
+    settings = product(ask.models, ask.img_sizes, ask.dtypes, ask.batch_sizes, ask.threads)
+    for (name, of_timm), img_size, dtype, batch, threads in settings:
         request = bench.Request(
             name=name, of_timm=of_timm, img_size=img_size, num_frames=ask.num_frames, input_shape=ask.input_shape
         )
@@ -128,7 +131,7 @@ def jobs(ask: Ask) -> list[Job]:
             compile=ask.compile,
             channels_last=ask.channels_last,
             grad_checkpointing=ask.grad_checkpointing,
-            threads=ask.threads or torch.get_num_threads(),
+            threads=threads or torch.get_num_threads(),
         )
         job = Job(
             setting=setting,
@@ -182,8 +185,15 @@ def rows(job: Job, run: Measure) -> Iterator[Row]:
 
 
 def speed(row: Row) -> float:
-    """Gives the inputs a second of a row."""
-    return float(row.findings["throughput"].throughput_per_s)
+    """Gives the inputs a second of a row, be it measured here or read from a file."""
+    return float(flatten(row)["throughput_per_s"])
+
+
+def failed(row: Row) -> bool:
+    """Tells whether a row lacks what was asked; that memory ran out where a search for the best batch ended is no failure."""
+    setting = row.setting
+    ended = isinstance(setting, RunSetting) and setting.batch_size_asked == AUTO and setting.batch_size > 1
+    return row.status not in ("ok", "lowered") and not (ended and row.status == "out_of_memory")
 
 
 def measure_one(job: Job, *, isolated: bool = True) -> Row:
@@ -254,6 +264,7 @@ def _without_result(task: Task, status: worker.Failure, reason: str) -> Outcome:
 
 def run_isolated(task: Task) -> Outcome:
     """Runs a task in this process, which is its own: it may use all the memory that is left, and no more."""
+    worker.end_with_parent()
     if task.job.setting.device == "cpu":
         device.limit_memory()
     return run_task(task)
@@ -263,7 +274,7 @@ def run_task(task: Task) -> Outcome:
     """Runs a task in this process; errors become the outcome's status and note."""
     job = task.job
     try:
-        return _RUN[task.metric](task)
+        return KINDS[task.metric].run(task)
     except NotSupported as error:
         return Outcome(status="unsupported", note=str(error))
     except VitbenchError as error:
@@ -286,14 +297,12 @@ def _count(task: Task) -> Outcome:
 
 
 def _time(task: Task) -> Outcome:
-    from vitbench.metrics.flops import count_flops
-
     setting, model = _built(task.job)
     macs = None
     if task.first:
         # A model that cannot be counted has no share of the peak; whether it runs, the run itself says.
         with suppress(Exception):
-            macs = count_flops(model, setting.input_shape, batch_size=setting.batch_size).macs
+            macs = flops.count_flops(model, setting.input_shape, batch_size=setting.batch_size).macs
     where = torch.device(setting.device)
     with _fresh_compiler_cache() if setting.compile else nullcontext():
         run = throughput.measure(passes.laid_out(model, setting), setting, rule=task.job.rule)
@@ -314,9 +323,6 @@ def _fresh_compiler_cache() -> Iterator[None]:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
 
 
-_RUN: dict[str, Callable[[Task], Outcome]] = {"flops": _count, "throughput": _time}
-
-
 def _built(job: Job) -> tuple[RunSetting, torch.nn.Module]:
     """Gives the model on the CPU, and the setting with its input."""
     setting = job.setting
@@ -324,3 +330,25 @@ def _built(job: Job) -> tuple[RunSetting, torch.nn.Module]:
     model = bench.planned(job.request).build()
     shape = setting.input_shape or bench.stated_input(model, job.request)
     return replace(setting, input_shape=shape), model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How a metric of the shelf is measured, and what comes of it.
+
+    Attributes:
+        run: measures it.
+        records: whose columns it fills, in their order.
+        exact: counted, not timed: the same on every machine, whatever else that does meanwhile.
+    """
+
+    run: Callable[[Task], Outcome]
+    records: tuple[type[Any], ...]
+    exact: bool = False
+
+
+KINDS = {
+    "flops": Kind(run=_count, records=(flops.Flops, published.Beside), exact=True),
+    "throughput": Kind(run=_time, records=(throughput.Throughput,)),
+}
+"""A kind for every metric of the shelf."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import catalog, count, measure
+from vitbench.cli import catalog, count, measure, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -54,6 +54,7 @@ app = typer.Typer(
 app.command("flops", rich_help_panel="Measure")(count.flops)
 app.command("verify", rich_help_panel="Measure")(count.verify)
 app.command("throughput", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.throughput)
+app.command("sweep", rich_help_panel="Measure")(sweep.sweep)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
 

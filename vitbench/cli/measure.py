@@ -171,7 +171,7 @@ def throughput(
         compile=compile,
         channels_last=channels_last,
         grad_checkpointing=grad_checkpointing,
-        threads=threads,
+        threads=(threads,),
         rule=Rule(min_time_s=min_time),
         repeats=repeats,
         timeout_s=timeout,
@@ -209,15 +209,8 @@ def _run(
     emit(table(rows), format, output)
     for line in _doubts(rows):
         status(line)
-    if any(_failed(row) for row in rows):
+    if any(measure.failed(row) for row in rows):
         raise typer.Exit(SOME_FAILED)
-
-
-def _failed(row: Row) -> bool:
-    setting = row.setting
-    # The search for the best batch size ends where memory does.
-    ended = isinstance(setting, RunSetting) and setting.batch_size_asked == "auto" and setting.batch_size > 1
-    return row.status not in ("ok", "lowered") and not (ended and row.status == "out_of_memory")
 
 
 def _doubts(rows: Sequence[Row]) -> Iterator[str]:

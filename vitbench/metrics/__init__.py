@@ -7,4 +7,5 @@ METRICS = Shelf(
     Entry(
         "flops", "vitbench.metrics.flops", "parameters, multiply-accumulates, FLOPs and activations of a forward pass"
     ),
+    Entry("throughput", "vitbench.metrics.throughput", "inputs a second and latency, of a pass or of a training step"),
 )
