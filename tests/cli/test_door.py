@@ -21,7 +21,10 @@ def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("command", [["--help"], ["list"], ["flops", "--help"], ["show", "swin_b"], ["--version"]])
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["list"], ["flops", "--help"], ["sweep", "--help"], ["show", "swin_b"], ["--version"]],
+)
 def test_a_light_command_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom vitbench.cli import app\n"

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from vitbench import environment
 from vitbench.cli.measure import Dtype
 from vitbench.cli.options import SOME_FAILED, progress, status
 from vitbench.suites import SHIPPED
@@ -61,9 +60,9 @@ def sweep(
     The folder gets results.csv, results.jsonl (with all samples) and a copy of the suite. A sweep that was interrupted or killed
     goes on with --resume, and has lost no row but the one in progress.
     """
+    from vitbench import environment, worker
     from vitbench import suite as suites
     from vitbench import sweep as verb
-    from vitbench import worker
 
     asked = suites.read(suite)
     worker.start()
