@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -68,7 +67,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def ask(*names: str, **options: Any) -> Ask:
         models = [(f"measured_for_tests:{name}", False) for name in names]
-        return Ask(**{"models": models, "input_shape": (3, 2, 4), "rule": QUICK, "threads": 1, **options})
+        return Ask(**{"models": models, "input_shape": (3, 2, 4), "rule": QUICK, "threads": (1,), **options})
 
     return ask
 
@@ -80,7 +79,7 @@ def test_a_job_for_every_combination() -> None:
             img_sizes=((32, 32), (64, 64)),
             dtypes=("fp32", "bf16"),
             batch_sizes=(1, "auto"),
-            threads=3,
+            threads=(3,),
         )
     )
     assert len(asked) == len({job.setting for job in asked}) == 16
@@ -127,7 +126,7 @@ def planted(job: Job, speeds: dict[int, float]) -> Iterator[Row]:
         speed = speeds.get(one.setting.batch_size)
         if speed is None:
             return Row(setting=one.setting, findings={}, status="out_of_memory", note="no")
-        return Row(setting=one.setting, findings={"throughput": SimpleNamespace(throughput_per_s=speed)})
+        return Row(setting=one.setting, findings={"throughput": {"throughput_per_s": speed}})
 
     return measure.rows(job, run)
 
@@ -302,7 +301,7 @@ def test_the_largest_batch_is_predicted_for_a_card_that_is_not_here() -> None:
     assert isinstance(row.setting, RunSetting)
     assert (row.setting.device, row.setting.batch_size_asked) == ("cuda", "max")
     found = row.findings["max_batch"]
-    assert found.max_batch == row.setting.batch_size > 1
+    assert found.max_batch > 1
     assert found.peak_bytes <= 2**30 < found.next_peak_bytes
     with pytest.raises(BadInput, match="give --memory"):
         jobs(replace(ask, limit_bytes=None))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from concurrent.futures import CancelledError
 
 from vitbench import worker
 
@@ -37,3 +39,22 @@ def test_a_reader_that_stops_early_leaves_no_process_behind() -> None:
     next(reader)
     reader.close()
     assert time.monotonic() - start < 30
+
+
+def test_what_runs_in_another_thread_can_be_ended() -> None:
+    ended: list[BaseException] = []
+
+    def waiting() -> None:
+        try:
+            worker.alone(work, 2, timeout_s=60, failed=failed)
+        except CancelledError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=waiting)
+    begin = time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        worker.cancel()
+        thread.join(0.05)
+    assert len(ended) == 1
+    assert time.monotonic() - begin < 30

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from vitbench import bench, device, environment, passes, timing, worker
+from vitbench import bench, device, environment, passes, published, timing, worker
 from vitbench.errors import BadInput, NotSupported, VitbenchError, one_line
-from vitbench.metrics import max_batch, memory, throughput
-from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status
+from vitbench.metrics import flops, max_batch, memory, throughput
+from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status, flatten
 from vitbench.units import memory as memory_text
 from vitbench.units import size as size_text
 
@@ -35,13 +35,13 @@ class Ask:
 
     Attributes:
         models: names, each with whether timm's own model of that name is meant (see `build.plan`).
-        metrics: of the shelf; `RUNS` says what is run for each.
+        metrics: of the shelf; `KINDS` says how each is measured.
         img_sizes, num_frames, input_shape: as `build.plan` takes them.
         batch_sizes: numbers, or "auto": doubled from 1 until the throughput rises no more, or memory runs out.
         where: the device, "auto" for the accelerator if there is one.
         dtypes: of the weights, or with `amp` of autocast.
         compile: backend or backend:mode of torch.compile.
-        threads: inside an operator on the CPU; None for torch's own number.
+        threads: inside an operator on the CPU, each None for torch's own number.
         limit_bytes: the memory for which "max_batch" is predicted; None to measure it.
         rule: when a time is known.
         repeats: processes that measure the time, one after another.
@@ -61,7 +61,7 @@ class Ask:
     compile: str | None = None
     channels_last: bool = False
     grad_checkpointing: bool = False
-    threads: int | None = None
+    threads: Sequence[int | None] = (None,)
     limit_bytes: int | None = None
     rule: timing.Rule = timing.RULE
     repeats: int = 1
@@ -88,6 +88,11 @@ class Job:
     timeout_s: float
     problem: str = ""
 
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is run: it may be found beside other work."""
+        return all(_exact(metric, self.limit_bytes) for metric in self.metrics)
+
     def at(self, batch_size: int) -> Job:
         """Gives the same job at another batch size."""
         return replace(
@@ -112,8 +117,11 @@ def jobs(ask: Ask) -> list[Job]:
         raise BadInput("--amp runs some operators in another dtype: give it with --dtype bf16 or fp16.")
     if ask.grad_checkpointing and ask.mode != "train":
         raise BadInput("Gradient checkpointing goes with --mode train.")
+    if AUTO in ask.batch_sizes and "throughput" not in ask.metrics:
+        raise BadInput("A batch size of auto is looked for by the throughput: measure that too, or give numbers.")
     result: list[Job] = []
-    for (name, of_timm), img_size, dtype, batch in product(ask.models, ask.img_sizes, ask.dtypes, ask.batch_sizes):
+    settings = product(ask.models, ask.img_sizes, ask.dtypes, ask.batch_sizes, ask.threads)
+    for (name, of_timm), img_size, dtype, batch, threads in settings:
         request = bench.Request(
             name=name, of_timm=of_timm, img_size=img_size, num_frames=ask.num_frames, input_shape=ask.input_shape
         )
@@ -125,7 +133,7 @@ def jobs(ask: Ask) -> list[Job]:
         setting = RunSetting(
             model=name,
             input_shape=tuple(shape),
-            batch_size_asked=str(batch),
+            batch_size_asked="max" if set(ask.metrics) == {"max_batch"} else str(batch),
             device=str(where),
             dtype=dtype,
             amp=ask.amp,
@@ -133,7 +141,7 @@ def jobs(ask: Ask) -> list[Job]:
             compile=ask.compile,
             channels_last=ask.channels_last,
             grad_checkpointing=ask.grad_checkpointing,
-            threads=ask.threads or torch.get_num_threads(),
+            threads=threads or torch.get_num_threads(),
         )
         job = Job(
             setting=setting,
@@ -150,10 +158,6 @@ def jobs(ask: Ask) -> list[Job]:
 
 
 def _where(ask: Ask) -> torch.device:
-    # These say what they can without the device.
-    predicted = all(
-        metric in {*PREDICTED, "memory"} or (metric == "max_batch" and ask.limit_bytes) for metric in ask.metrics
-    )
     if "max_batch" in ask.metrics and ask.where == AUTO:
         here = device.resolve(AUTO)
         if not ask.limit_bytes and here.type == "cpu":
@@ -163,9 +167,14 @@ def _where(ask: Ask) -> torch.device:
     try:
         return device.resolve(ask.where)
     except NotSupported:
-        if not predicted:
-            raise
-        return torch.device(ask.where)
+        # Memory is predicted without the device too.
+        if all(metric == "memory" or _exact(metric, ask.limit_bytes) for metric in ask.metrics):
+            return torch.device(ask.where)
+        raise
+
+
+def _exact(metric: str, limit_bytes: int | None) -> bool:
+    return KINDS[metric].exact or (metric == "max_batch" and limit_bytes is not None)
 
 
 def measure(asked: Sequence[Job], *, isolated: bool = True) -> Iterator[Row]:
@@ -207,8 +216,15 @@ def rows(job: Job, run: Measure) -> Iterator[Row]:
 
 
 def speed(row: Row) -> float:
-    """Gives the inputs a second of a row."""
-    return float(row.findings["throughput"].throughput_per_s)
+    """Gives the inputs a second of a row, be it measured here or read from a file."""
+    return float(flatten(row)["throughput_per_s"])
+
+
+def failed(row: Row) -> bool:
+    """Tells whether a row lacks what was asked; that memory ran out where a search for the best batch ended is no failure."""
+    setting = row.setting
+    ended = isinstance(setting, RunSetting) and setting.batch_size_asked == AUTO and setting.batch_size > 1
+    return row.status not in ("ok", "lowered") and not (ended and row.status == "out_of_memory")
 
 
 def measure_one(job: Job, *, isolated: bool = True) -> Row:
@@ -223,7 +239,7 @@ def measure_one(job: Job, *, isolated: bool = True) -> Row:
     machine: Machine | None = None
     setting = job.setting
     for metric in job.metrics:
-        for step in RUNS[metric]:
+        for step in KINDS[metric].steps:
             times = job.repeats if step == "time" else 1
             outcomes: list[Outcome] = []
             while len(outcomes) < times and (not outcomes or outcomes[-1].status == "ok"):
@@ -280,6 +296,7 @@ def _without_result(task: Task, status: worker.Failure, reason: str) -> Outcome:
 
 def run_isolated(task: Task) -> Outcome:
     """Runs a task in this process, which is its own: it may use all the memory that is left, and no more."""
+    worker.end_with_parent()
     if task.job.setting.device == "cpu":
         device.limit_memory()
     return run_task(task)
@@ -312,14 +329,12 @@ def _count(task: Task) -> Outcome:
 
 
 def _time(task: Task) -> Outcome:
-    from vitbench.metrics.flops import count_flops
-
     setting, model = _built(task.job)
     macs = None
     if task.first:
         # A model that cannot be counted has no share of the peak; whether it runs, the run itself says.
         with suppress(Exception):
-            macs = count_flops(model, setting.input_shape, batch_size=setting.batch_size).macs
+            macs = flops.count_flops(model, setting.input_shape, batch_size=setting.batch_size).macs
     where = torch.device(setting.device)
     with _fresh_compiler_cache() if setting.compile else nullcontext():
         run = throughput.measure(passes.laid_out(model, setting), setting, rule=task.job.rule)
@@ -379,7 +394,6 @@ def _find_max_batch(task: Task) -> Outcome:
     else:
         setting, model = _built(task.job)
         found, machine = max_batch.measure(model, setting), device.machine(torch.device(setting.device))
-    setting = replace(setting, batch_size=max(1, found.max_batch), batch_size_asked="max")
     return Outcome(setting=setting, found={"max_batch": found}, machine=machine)
 
 
@@ -390,18 +404,6 @@ _STEPS: dict[str, Callable[[Task], Outcome]] = {
     "measure memory": _measure_memory,
     "max batch": _find_max_batch,
 }
-
-RUNS: dict[str, tuple[str, ...]] = {
-    "flops": ("count",),
-    "throughput": ("time",),
-    "memory_predicted": ("predict memory",),
-    "memory": ("predict memory", "measure memory"),
-    "max_batch": ("max batch",),
-}
-"""What is run for a metric, each step in a process of its own."""
-
-PREDICTED = {"flops", "memory_predicted"}
-"""The metrics that run nothing: they need no device, and may be found side by side."""
 
 
 def _planned(job: Job) -> tuple[RunSetting, torch.nn.Module]:
@@ -417,3 +419,30 @@ def _built(job: Job) -> tuple[RunSetting, torch.nn.Module]:
     model = bench.planned(job.request).build()
     shape = setting.input_shape or bench.stated_input(model, job.request)
     return replace(setting, input_shape=shape), model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How a metric of the shelf is measured, and what comes of it.
+
+    Attributes:
+        steps: what is done for it, each in a process of its own.
+        records: whose columns it fills, in their order.
+        exact: nothing is run: it is the same on every machine, needs no device, and may be found beside other work.
+    """
+
+    steps: tuple[str, ...]
+    records: tuple[type[Any], ...]
+    exact: bool = False
+
+
+KINDS = {
+    "flops": Kind(steps=("count",), records=(flops.Flops, published.Beside), exact=True),
+    "throughput": Kind(steps=("time",), records=(throughput.Throughput,)),
+    "memory": Kind(
+        steps=("predict memory", "measure memory"), records=(memory.Predicted, memory.Measured, memory.Agreement)
+    ),
+    "memory_predicted": Kind(steps=("predict memory",), records=(memory.Predicted,), exact=True),
+    "max_batch": Kind(steps=("max batch",), records=(max_batch.MaxBatch,)),
+}
+"""A kind for every metric of the shelf."""

@@ -49,7 +49,9 @@ class RunSetting(Setting):
     """What was asked of a model that is really run: the key of a measured row."""
 
     batch_size_asked: str = column(
-        "Batch asked", default="1", meaning="the batch size asked for, or auto; batch_size is the one that was run"
+        "Batch asked",
+        default="1",
+        meaning="the batch size asked for, or auto; batch_size is the one that was run; max where the largest was looked for",
     )
     device: str = column("Device", default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
     dtype: Dtype = column("Dtype", default="fp32", meaning="fp32, tf32 (fp32 with TF32 products), bf16 or fp16")

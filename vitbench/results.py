@@ -1,9 +1,10 @@
-"""Writes result files in one place, whole or not at all, and reads them back."""
+"""Writes result files in one place, whole or not at all or line by line, and reads them back."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -190,3 +191,47 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Line]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
 }
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file, by one write, and returns once it is on the disk: who is killed later loses nothing of it.
+
+    Raises:
+        CannotWrite: the file cannot be written, or the disk is full; what stood in it is left as it was.
+    """
+    data = f"{line}\n".encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(data) < len(data):
+                    # The system wrote what had room, without an error.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+    except OSError as error:
+        raise CannotWrite(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Gives the lines that `append` wrote, and takes a last one that was cut off out of the file.
+
+    Raises:
+        BadInput: the file is no text.
+        CannotWrite: the cut-off line cannot be taken out.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rpartition(b"\n")
+        kept = whole[0] + whole[1]
+        if len(kept) < len(data):
+            with path.open("r+b") as file:
+                file.truncate(len(kept))
+        return kept.decode().split("\n")[:-1]
+    except OSError as error:
+        raise CannotWrite(f"Cannot go on with {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is no text in UTF-8: it was not written by vitbench, or is damaged.") from error

@@ -11,8 +11,10 @@ import contextlib
 import gc
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -60,12 +62,39 @@ def alone(
     # Pebble's annotations call it mp_context; it reads context.
     in_process = concurrent.process(context=start(), timeout=timeout_s)  # type: ignore[call-overload]  # see above
     future = in_process(work)(task)
+    _running.add(future)
     try:
         return future.result()  # type: ignore[no-any-return]  # pebble has no types
     except (TimeoutError, ProcessExpired) as error:
         return failed(task, *_reason(error, timeout_s, killed))
     finally:
         future.cancel()  # after an interrupt: the process ends with it
+        _running.discard(future)
+
+
+_running: set[Any] = set()
+
+
+def cancel() -> None:
+    """Ends the processes of all that `alone` runs now, in any thread, where it raises `CancelledError`."""
+    for future in tuple(_running):
+        future.cancel()
+
+
+def end_with_parent() -> None:
+    """Ends this process, which another has started, as soon as that one is gone, killed ones too.
+
+    Nobody reads its result any more, and it would be in the way of what is measured next. The thread that watches sleeps in the
+    system, and takes nothing from what is measured.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=[parent], daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def each(

@@ -22,7 +22,17 @@ def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["list"], ["flops", "--help"], ["show", "swin_b"], ["plot", "--help"], ["--version"]]
+    "command",
+    [
+        ["--help"],
+        ["list"],
+        ["flops", "--help"],
+        ["throughput", "--help"],
+        ["sweep", "--help"],
+        ["show", "swin_b"],
+        ["plot", "--help"],
+        ["--version"],
+    ],
 )
 def test_a_light_command_imports_nothing_heavy(command: list[str]) -> None:
     code = (

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import catalog, count, measure, report
+from vitbench.cli import catalog, count, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -57,6 +57,7 @@ app.command("throughput", rich_help_panel="Measure", cls=measure.CompileCommand)
 app.command("memory", rich_help_panel="Measure")(measure.memory)
 app.command("max-batch", rich_help_panel="Measure")(measure.max_batch)
 app.command("bench", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.bench)
+app.command("sweep", rich_help_panel="Measure")(sweep.sweep)
 app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)

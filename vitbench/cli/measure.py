@@ -37,7 +37,7 @@ from vitbench.cli.options import (
     status,
 )
 from vitbench.errors import BadInput, CannotWrite
-from vitbench.records import Row, RunSetting, Table
+from vitbench.records import Row, Table
 from vitbench.reports import REPORTS
 
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ class _Wanted:
             compile=self.compile,
             channels_last=self.channels_last,
             grad_checkpointing=self.grad_checkpointing,
-            threads=self.threads,
+            threads=(self.threads,),
             limit_bytes=self.memory,
             rule=Rule(min_time_s=self.min_time),
             repeats=self.repeats,
@@ -426,15 +426,8 @@ def _run(
     emit(table(rows), format, output)
     for line in _doubts(rows):
         status(line)
-    if any(_failed(row) for row in rows):
+    if any(measure.failed(row) for row in rows):
         raise typer.Exit(SOME_FAILED)
-
-
-def _failed(row: Row) -> bool:
-    setting = row.setting
-    # The search for the best batch size ends where memory does.
-    ended = isinstance(setting, RunSetting) and setting.batch_size_asked == "auto" and setting.batch_size > 1
-    return row.status not in ("ok", "lowered") and not (ended and row.status == "out_of_memory")
 
 
 def _doubts(rows: Sequence[Row]) -> Iterator[str]:

@@ -9,5 +9,6 @@ METRICS = Shelf(
     ),
     Entry("throughput", "vitbench.metrics.throughput", "inputs a second and latency, of a pass or a training step"),
     Entry("memory", "vitbench.metrics.memory", "memory of a pass, predicted and measured"),
+    Entry("memory_predicted", "vitbench.metrics.memory", "memory of a pass, predicted alone: nothing is run"),
     Entry("max_batch", "vitbench.metrics.max_batch", "the largest batch that fits into memory"),
 )

@@ -1,0 +1,227 @@
+"""Reads a suite: a TOML file that says what to measure, checked before anything is.
+
+The keys of a `[[run]]` are the options of `vitbench throughput` and `max-batch`, with underscores; what may be several is one
+value or a list.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from vitbench import bench, timing
+from vitbench.errors import BadInput, NotSupported, UnknownName
+from vitbench.measure import AUTO, Ask
+from vitbench.metrics import METRICS
+from vitbench.records import Dtype, Mode
+from vitbench.suites import SHIPPED
+from vitbench.units import parse_memory
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS.names:
+        raise ValueError(str(UnknownName("metric", name, METRICS.names, hint=f"Known are {', '.join(METRICS.names)}.")))
+    return name
+
+
+def _batch(value: Any) -> Any:
+    if value != AUTO and (type(value) is not int or value < 1):
+        raise ValueError(f'{value!r} is neither "auto" nor a whole number above zero')
+    return value
+
+
+def _extents(value: Any) -> tuple[int, ...]:
+    parts = str(value).split("x")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
+
+
+def _size(value: Any) -> tuple[int, int]:
+    extents = _extents(value)
+    if len(extents) not in (1, 2) or min(extents) < 1:
+        raise ValueError(f'{value!r} is not a size such as 384 or "384x512" (height x width)')
+    return extents[0], extents[-1]
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    extents = _extents(value)
+    if len(extents) not in (3, 4) or min(extents) < 1:
+        raise ValueError(f'{value!r} is not an input such as "3x224x224"')
+    return extents
+
+
+def _memory(value: Any) -> int:
+    return parse_memory(str(value))
+
+
+_Several = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+_AtLeastOne = Field(min_length=1)
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Run(BaseModel):
+    """One table `[[run]]`: every model of it with every size, batch size, dtype and number of threads."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    models: Annotated[list[str], _Several] = []
+    families: Annotated[list[str], _Several] = []
+    all: bool = False
+    timm: str | None = None
+    metrics: Annotated[list[Annotated[str, AfterValidator(_metric)]], _Several, _AtLeastOne] = ["throughput"]
+    img_size: Annotated[list[Annotated[tuple[int, int], PlainValidator(_size)]], _Several, _AtLeastOne] | None = None
+    num_frames: _Count | None = None
+    input: Annotated[tuple[int, ...], PlainValidator(_shape)] | None = None
+    batch_size: Annotated[list[Annotated[Any, PlainValidator(_batch)]], _Several, _AtLeastOne] = [1]
+    device: str = AUTO
+    dtype: Annotated[list[Dtype], _Several, _AtLeastOne] = ["fp32"]
+    amp: bool = False
+    mode: Mode = "infer"
+    compile: str | None = None
+    channels_last: bool = False
+    grad_checkpointing: bool = False
+    threads: Annotated[list[_Count], _Several, _AtLeastOne] | None = None
+    memory: Annotated[int, PlainValidator(_memory)] | None = None
+    min_time: Annotated[float, Field(ge=0)] = timing.RULE.min_time_s
+    repeats: _Count = 1
+    timeout: Annotated[float, Field(ge=1)] = 600.0
+
+    @model_validator(mode="after")
+    def _names_models(self) -> Run:
+        if not (self.models or self.families or self.all or self.timm):
+            raise ValueError("names no models: give models, families, timm or all = true")
+        return self
+
+    def ask(self, *, device: str | None = None, dtype: Dtype | None = None) -> Ask:
+        """Gives what the run asks to measure, on another device or in another dtype if one is given.
+
+        Raises:
+            BadInput: a glob matches nothing.
+            UnknownName: there is no such model or family.
+        """
+        models = bench.named(self.models, self.families, self.all, self.timm)
+        for name in self.models:
+            if (name, False) in models:
+                # A misspelt name is a mistake in the file; a model that is there and cannot be measured is a row.
+                try:
+                    with suppress(BadInput, NotSupported):
+                        bench.planned(bench.Request(name=name))
+                except UnknownName as error:
+                    raise BadInput(f"models: {error}") from error
+        return Ask(
+            models=models,
+            metrics=[name for name in METRICS.names if name in self.metrics],
+            img_sizes=self.img_size or (None,),
+            num_frames=self.num_frames,
+            input_shape=self.input,
+            batch_sizes=self.batch_size,
+            where=device or self.device,
+            dtypes=[dtype] if dtype else self.dtype,
+            amp=self.amp,
+            mode=self.mode,
+            compile=self.compile,
+            channels_last=self.channels_last,
+            grad_checkpointing=self.grad_checkpointing,
+            threads=self.threads or (None,),
+            limit_bytes=self.memory,
+            rule=timing.Rule(min_time_s=self.min_time),
+            repeats=self.repeats,
+            timeout_s=self.timeout,
+        )
+
+
+class _Document(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    title: str
+    run: Annotated[list[Run], _AtLeastOne]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """What a file asks for.
+
+    Attributes:
+        name: the file, for messages.
+        text: as it stands in the file.
+        title: what it is for, in a line.
+        runs: its tables `[[run]]`.
+    """
+
+    name: str
+    text: str
+    title: str
+    runs: tuple[Run, ...]
+
+
+def read(name: str) -> Suite:
+    """Reads a suite that comes with vitbench, by its name, or any other, by its path.
+
+    Raises:
+        UnknownName: it is neither.
+        BadInput: it cannot be read, is no TOML, or has keys or values that a suite has not; all of them are told.
+    """
+    path = Path(name)
+    shipped = SHIPPED.get(name)
+    if shipped is None and not path.exists():
+        raise UnknownName("suite", name, SHIPPED, hint=f"Give a TOML file, or one of {', '.join(sorted(SHIPPED))}.")
+    name = f"{name}.toml" if shipped else name
+    try:
+        text = (shipped or path).read_text(encoding="utf-8")
+        document = _Document.model_validate(tomllib.loads(text))
+    except OSError as error:
+        raise BadInput(f"Cannot read {name}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is no text in UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        # Its text names the line and the column.
+        raise BadInput(f"{name} is no TOML: {error}.") from error
+    except ValidationError as error:
+        found = [f"{name}: {_said(one)}" for one in error.errors(include_url=False)]
+        raise BadInput("\n".join(found)) from error
+    return Suite(name=name, text=text, title=document.title, runs=tuple(document.run))
+
+
+# By pydantic's kinds of error; its own words for the others begin with "Input should be".
+_WORDS = {
+    "missing": "is missing",
+    "too_short": "is empty",
+    "model_type": "should be a table, written [[run]]",
+    "list_type": "should be several tables, each written [[run]], with two brackets",
+    "string_type": "should be a text in quotes",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "bool_type": "should be true or false",
+}
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """Gives an error of pydantic in the words of somebody who wrote a suite."""
+    place = error["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        known = (Run if len(place) > 1 else _Document).model_fields
+        unknown = UnknownName("key", str(place[-1]), known, hint=f"Known are {', '.join(known)}.")
+        return f"{key}: {unknown}"
+    if kind == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    words = _WORDS.get(kind) or error["msg"].removeprefix("Input ")
+    told = isinstance(error["input"], bool | int | float | str) and kind not in ("missing", "too_short")
+    return f"{key}: {words}, not {error['input']!r}" if told else f"{key}: {words}"
