@@ -98,7 +98,7 @@ class Line:
     predicted_workspace_bytes: int
     predicted_peak_bytes: int
     measured_peak_bytes: int
-    predicted_over_measured: float
+    predicted_over_measured: float | None
     measured_reserved_bytes: int | None
     measured_driver_bytes: int | None
     prediction_s: float
@@ -162,6 +162,7 @@ def markdown(found: Sequence[Line]) -> str:
     ]
     for line in found:
         bound = BOUNDS["cpu" if line.device == "cpu" else "accelerator", line.mode]
+        assert line.predicted_over_measured is not None  # these are no tiny models
         outside = " (!)" if abs(line.predicted_over_measured - 1) > bound else ""
         rows.append(
             f"| {line.family} | {line.model} | {line.input_shape} | {line.batch_size} | {line.mode} | {line.dtype} "

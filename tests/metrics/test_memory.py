@@ -125,3 +125,5 @@ def test_the_ratio_is_of_the_peaks() -> None:
     one = Predicted(**dict.fromkeys(Predicted.__dataclass_fields__, 90))
     other = Measured(**dict.fromkeys(Measured.__dataclass_fields__, 100))
     assert memory.compare(one, other).predicted_over_measured == 0.9
+    nothing = Measured(**dict.fromkeys(Measured.__dataclass_fields__, 0))
+    assert memory.compare(one, nothing).predicted_over_measured is None

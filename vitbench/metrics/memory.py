@@ -90,7 +90,9 @@ class Measured:
 class Agreement:
     """A prediction against a measurement of the same pass."""
 
-    predicted_over_measured: float = column("Predicted / measured", meaning="predicted peak over measured peak")
+    predicted_over_measured: float | None = column(
+        "Predicted / measured", meaning="predicted peak over measured peak; empty where less than a page was measured"
+    )
 
 
 def predict(model: nn.Module, setting: RunSetting) -> Predicted:
@@ -151,7 +153,8 @@ def measure(build: Callable[[], nn.Module], setting: RunSetting) -> Measured:
 
 def compare(predicted: Predicted, measured: Measured) -> Agreement:
     """Lays a prediction against a measurement."""
-    return Agreement(predicted_over_measured=predicted.predicted_peak_bytes / measured.measured_peak_bytes)
+    theirs = measured.measured_peak_bytes
+    return Agreement(predicted_over_measured=predicted.predicted_peak_bytes / theirs if theirs else None)
 
 
 def obstacle(device: torch.device) -> str | None:
