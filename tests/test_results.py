@@ -45,6 +45,38 @@ def test_an_impossible_place_is_found_before_measuring(tmp_path: Path) -> None:
         results.check_writable(Path("/proc/flops.csv"))
 
 
+def test_lines_are_added_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    results.append(path, '{"a": "first"}')
+    results.append(path, '{"a": "a line separator \u2028 of Unicode"}')
+    assert results.read(path) == [{"a": "first"}, {"a": "a line separator \u2028 of Unicode"}]
+
+
+def test_a_line_that_was_cut_off_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}')
+    results.drop_torn_line(path)
+    assert path.read_bytes() == b'{"a": 1}\n'
+    path.write_bytes("{\u00e4".encode()[:-1])
+    results.drop_torn_line(path)
+    assert path.read_bytes() == b""
+
+
+def test_a_line_that_the_disk_has_no_room_for_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files is a disk that is full: it takes a part of what is written."""
+    path = tmp_path / "rows.jsonl"
+    results.append(path, "0123456789")
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom vitbench import errors, results\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (15, 15))\n"
+        "try:\n    results.append(Path(sys.argv[1]), 'x' * 100)\n"
+        "except errors.CannotWrite as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert "No space left on device" in done.stdout
+    assert path.read_text() == "0123456789\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -105,36 +137,3 @@ def test_a_folder_is_no_result(tmp_path: Path) -> None:
 def test_pictures_are_written_byte_by_byte(tmp_path: Path) -> None:
     results.write(tmp_path / "a.png", b"\x89\r\n")
     assert (tmp_path / "a.png").read_bytes() == b"\x89\r\n"
-
-
-def test_lines_are_added_and_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    assert results.whole_lines(path) == []
-    results.append(path, "first")
-    results.append(path, "second, with a line separator \u2028 of Unicode")
-    assert results.whole_lines(path) == ["first", "second, with a line separator \u2028 of Unicode"]
-
-
-def test_a_line_that_was_cut_off_is_taken_out(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": 2}')
-    assert results.whole_lines(path) == ['{"a": 1}']
-    assert path.read_bytes() == b'{"a": 1}\n'
-    path.write_bytes("{\u00e4".encode()[:-1])
-    assert results.whole_lines(path) == []
-    assert path.read_bytes() == b""
-
-
-def test_a_line_that_the_disk_has_no_room_for_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files is a disk that is full: it takes a part of what is written."""
-    path = tmp_path / "rows.jsonl"
-    results.append(path, "0123456789")
-    code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom vitbench import errors, results\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (15, 15))\n"
-        "try:\n    results.append(Path(sys.argv[1]), 'x' * 100)\n"
-        "except errors.CannotWrite as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert "No space left on device" in done.stdout
-    assert path.read_text() == "0123456789\n"

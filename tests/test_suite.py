@@ -57,14 +57,21 @@ def test_a_run_asks_for_what_it_says(tmp_path: Path) -> None:
     assert len(sweep.plan(found)) == 1 * 2 * 2 * 2 * 2
 
 
-def test_the_keys_are_the_options_of_throughput_and_max_batch() -> None:
-    options = {name for one in (command.throughput, command.max_batch) for name in inspect.signature(one).parameters}
+def test_the_keys_are_the_options_of_bench_and_max_batch() -> None:
+    options = {name for one in (command.bench, command.max_batch) for name in inspect.signature(one).parameters}
     elsewhere = {"family", "no_isolation", "format", "output"}
     assert set(suite.Run.model_fields) == options - elsewhere | {"families", "metrics"}
 
 
 def test_every_metric_of_the_shelf_can_be_swept() -> None:
     assert list(KINDS) == list(METRICS.names)
+
+
+def test_the_largest_batch_for_a_memory_is_predicted(tmp_path: Path) -> None:
+    run = '[[run]]\nmodels = "vit_ti16"\ndevice = "cuda"\nmetrics = "max_batch"\nmemory = "24GiB"\n'
+    (item,) = sweep.plan(read(tmp_path, f'title = "t"\n{run}'))
+    assert item.job.limit_bytes == 24 * 2**30
+    assert item.job.exact
 
 
 def test_the_commands_device_and_dtype_go_before_the_suites(tmp_path: Path) -> None:
@@ -88,6 +95,9 @@ RUN = 'title = "t"\n[[run]]\nmodels = "vit_ti16"\n'
         (RUN + "batch_size = 0", ['run[0].batch_size[0]: 0 is neither "auto" nor a whole number above zero']),
         (RUN + 'batch_size = [1, "big"]', ["run[0].batch_size[1]: 'big' is neither"]),
         (RUN + "batch_size = []", ["run[0].batch_size: is empty"]),
+        (RUN + 'memory = "24GiB"', ["run[0]: memory is what the largest batch must fit into"]),
+        (RUN + 'metrics = "max_batch"\nmemory = 24', ["run[0].memory: '24' is not an amount of memory"]),
+        (RUN + 'metrics = ["flops", "max_batch"]', ["run[0]: max_batch needs a run of its own"]),
         (RUN + "batchsize = 1", ["run[0].batchsize: There is no key named 'batchsize'. Did you mean batch_size?"]),
         (RUN + 'img_size = "1x2x3"', ["run[0].img_size[0]: '1x2x3' is not a size such as 384"]),
         (RUN + "img_size = 0", ["run[0].img_size[0]: 0 is not a size"]),

@@ -163,15 +163,13 @@ def test_a_torn_last_line_is_dropped_and_measured_again(tmp_path: Path, torn: st
     assert [row["model"] for row in lines(tmp_path)] == MODELS
 
 
-@pytest.mark.parametrize(
-    "damaged", ["{not json", "3", "[]", '{"model": "vit_s16"}', '{"asked": 1, "batch_size": 2}', ""]
-)
+@pytest.mark.parametrize("damaged", ["{not json", "3", "[]", '{"model": "vit_s16"}', '{"asked": 1}', "\0\0"])
 def test_any_other_damage_names_file_and_line(tmp_path: Path, damaged: str) -> None:
     go(tmp_path, Fake(), 'models = ["vit_ti16"]')
     path = tmp_path / "out" / "results.jsonl"
     path.write_text(f"{path.read_text()}{damaged}\n")
     before = path.read_bytes()
-    with pytest.raises(BadInput, match=r"results\.jsonl, line 2 is no row of a sweep"):
+    with pytest.raises(BadInput, match=r"results\.jsonl, line 2 is no"):
         go(tmp_path, Fake(), resume=True)
     assert path.read_bytes() == before
 

@@ -63,6 +63,45 @@ def write(path: Path, content: str | bytes) -> None:
         raise CannotWrite(f"Cannot write {path}: {error.strerror}.") from error
 
 
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file, by one write, and returns once it is on the disk: who is killed later loses nothing of it.
+
+    Raises:
+        CannotWrite: the file cannot be written, or the disk is full; what stood in it is left as it was.
+    """
+    data = f"{line}\n".encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(data) < len(data):
+                    # The system wrote what had room, without an error.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+    except OSError as error:
+        raise CannotWrite(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Takes out of a file of `append` a last line that was cut off.
+
+    Raises:
+        CannotWrite: the file cannot be written.
+    """
+    try:
+        data = path.read_bytes()
+        kept = data.rfind(b"\n") + 1
+        if kept < len(data):
+            with path.open("r+b") as file:
+                file.truncate(kept)
+    except OSError as error:
+        raise CannotWrite(f"Cannot go on with {path}: {error.strerror}.") from error
+
+
 def read(path: Path) -> list[Line]:
     """Gives the rows of a file that `write` wrote: CSV, JSON (a list of objects) or JSON lines (an object a line).
 
@@ -191,47 +230,3 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Line]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
 }
-
-
-def append(path: Path, line: str) -> None:
-    """Adds a line to a file, by one write, and returns once it is on the disk: who is killed later loses nothing of it.
-
-    Raises:
-        CannotWrite: the file cannot be written, or the disk is full; what stood in it is left as it was.
-    """
-    data = f"{line}\n".encode()
-    try:
-        with path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                if file.write(data) < len(data):
-                    # The system wrote what had room, without an error.
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(before)
-                raise
-    except OSError as error:
-        raise CannotWrite(f"Cannot write {path}: {error.strerror}.") from error
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Gives the lines that `append` wrote, and takes a last one that was cut off out of the file.
-
-    Raises:
-        BadInput: the file is no text.
-        CannotWrite: the cut-off line cannot be taken out.
-    """
-    try:
-        data = path.read_bytes() if path.exists() else b""
-        whole = data.rpartition(b"\n")
-        kept = whole[0] + whole[1]
-        if len(kept) < len(data):
-            with path.open("r+b") as file:
-                file.truncate(len(kept))
-        return kept.decode().split("\n")[:-1]
-    except OSError as error:
-        raise CannotWrite(f"Cannot go on with {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is no text in UTF-8: it was not written by vitbench, or is damaged.") from error

@@ -1,7 +1,7 @@
 """Reads a suite: a TOML file that says what to measure, checked before anything is.
 
-The keys of a `[[run]]` are the options of `vitbench throughput` and `max-batch`, with underscores; what may be several is one
-value or a list.
+The keys of a `[[run]]` are the options of `vitbench bench` and `max-batch`, with underscores; what may be
+several is one value or a list.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     return extents
 
 
-def _memory(value: Any) -> int:
+def _amount(value: Any) -> int:
     return parse_memory(str(value))
 
 
@@ -95,15 +95,23 @@ class Run(BaseModel):
     channels_last: bool = False
     grad_checkpointing: bool = False
     threads: Annotated[list[_Count], _Several, _AtLeastOne] | None = None
-    memory: Annotated[int, PlainValidator(_memory)] | None = None
     min_time: Annotated[float, Field(ge=0)] = timing.RULE.min_time_s
     repeats: _Count = 1
     timeout: Annotated[float, Field(ge=1)] = 600.0
+    memory: Annotated[int, PlainValidator(_amount)] | None = None
 
     @model_validator(mode="after")
     def _names_models(self) -> Run:
         if not (self.models or self.families or self.all or self.timm):
             raise ValueError("names no models: give models, families, timm or all = true")
+        return self
+
+    @model_validator(mode="after")
+    def _looks_for_the_largest_batch_alone(self) -> Run:
+        if "max_batch" in self.metrics and len(self.metrics) > 1:
+            raise ValueError("max_batch needs a run of its own: its rows are of the batches that it finds")
+        if self.memory is not None and "max_batch" not in self.metrics:
+            raise ValueError('memory is what the largest batch must fit into: give it with metrics = "max_batch"')
         return self
 
     def ask(self, *, device: str | None = None, dtype: Dtype | None = None) -> Ask:

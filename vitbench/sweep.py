@@ -9,7 +9,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from vitbench import device, environment, measure, results, worker
-from vitbench.errors import BadInput, CannotWrite, UnknownName, one_line
+from vitbench.errors import BadInput, CannotWrite, NotSupported, UnknownName, one_line
 from vitbench.measure import KINDS, Job
 from vitbench.metrics import METRICS
 from vitbench.records import Dtype, Environment, Machine, Row, RunSetting, Table, columns, flatten, headings
@@ -61,11 +61,6 @@ class Item:
         """The same, as text."""
         return _key(self.asked)
 
-    @property
-    def exact(self) -> bool:
-        """Whether it is counted, so that others can be beside it."""
-        return self.job.exact
-
     def on(self, where: str) -> Item:
         """Gives the same item with its job on one of the accelerators."""
         return replace(self, job=replace(self.job, setting=replace(self.job.setting, device=where)))
@@ -88,7 +83,9 @@ def plan(suite: Suite, *, where: str | None = None, dtype: Dtype | None = None) 
         NotSupported: this machine has no such device.
     """
     if where is not None:
-        device.resolve(where)
+        # What is only predicted is also predicted for a device that is not here; whether that will do, the jobs say.
+        with suppress(NotSupported):
+            device.resolve(where)
     items: dict[str, Item] = {}
     for number, run in enumerate(suite.runs):
         try:
@@ -152,14 +149,13 @@ class Folder:
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
         # Of the suite and of what stands in the file, so that the columns stay when the sweep is gone on with.
         metrics = {metric for item in items for metric in item.job.metrics}
-        for number, line in enumerate(results.whole_lines(path / LINES), start=1):
+        for flat in _read(path / LINES):
             try:
-                flat = json.loads(line)
                 _row(flat)
                 self._rows[_key(flat["asked"]), flat["batch_size"]] = flat
                 metrics.update(flat["asked"]["metrics"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BadInput(f"{path / LINES}, line {number} is no row of a sweep ({one_line(error)}).") from error
+            except (KeyError, TypeError, AttributeError) as error:
+                raise BadInput(f"{flat.where} is no row of a sweep ({one_line(error)}).") from error
         self._again = {key for key, flat in self._rows.items() if retry and measure.failed(_row(flat))}
         self._columns = _columns([name for name in METRICS.names if name in metrics])
         if self._rows:
@@ -238,6 +234,13 @@ def _typed(record: type[Any]) -> dict[str, Any]:
     return {name: hints[name] for name in headings(record)}
 
 
+def _read(path: Path) -> list[results.Line]:
+    if not path.exists():
+        return []
+    results.drop_torn_line(path)
+    return results.read(path) if path.stat().st_size else []
+
+
 def _json(flat: Mapping[str, Any]) -> str:
     return json.dumps(flat, ensure_ascii=False, allow_nan=False)
 
@@ -261,8 +264,8 @@ def _row(flat: Mapping[str, Any]) -> Row:
 def run(items: Sequence[Item], folder: Folder, *, jobs: int) -> Generator[Item, None, None]:
     """Measures items and yields each once its rows are in the folder.
 
-    First what is counted, side by side; then what is timed on the CPU, one after another with nothing beside it; then
-    what runs on accelerators, one at a time on each.
+    First what is counted and predicted, side by side; then what is measured on the CPU, one after another with
+    nothing beside it; then what runs on accelerators, one at a time on each.
 
     Args:
         items: those that are not done.
@@ -273,9 +276,9 @@ def run(items: Sequence[Item], folder: Folder, *, jobs: int) -> Generator[Item, 
         CannotWrite: the folder cannot be written.
     """
     environment.describe()  # once, before several threads ask
-    counted = [item for item in items if item.exact]
-    on_cpu = [item for item in items if not item.exact and item.job.setting.device == "cpu"]
-    elsewhere = [item for item in items if not item.exact and item.job.setting.device != "cpu"]
+    counted = [item for item in items if item.job.exact]
+    on_cpu = [item for item in items if not item.job.exact and item.job.setting.device == "cpu"]
+    elsewhere = [item for item in items if not item.job.exact and item.job.setting.device != "cpu"]
     yield from _side_by_side(counted, [None] * min(jobs, len(counted)), folder)
     yield from _side_by_side(on_cpu, [None], folder)
     yield from _side_by_side(elsewhere, _accelerators(elsewhere), folder)
