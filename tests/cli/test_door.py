@@ -45,16 +45,27 @@ def test_a_light_command_imports_nothing_heavy(command: list[str]) -> None:
     assert done.stdout
 
 
+def processor_seconds(*command: str | Path) -> float:
+    before = os.times()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
 @pytest.mark.parametrize("command", [["--help"], ["list"]])
 def test_a_light_command_is_quick(command: list[str]) -> None:
-    """At most 0.4 s of processor time; the wall clock of a machine that others use says less."""
-    spent = []
-    for _ in range(5):
-        before = os.times()
-        subprocess.run([SCRIPT, *command], stdout=subprocess.DEVNULL, check=True)
-        after = os.times()
-        spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(spent) <= 0.4
+    """Against the import of torch, in turns: the seconds of a shared machine are now long, now short.
+
+    It is 0.4 s where importing torch takes 1.6 s.
+    """
+    ours, torchs = zip(
+        *(
+            (processor_seconds(SCRIPT, *command), processor_seconds(sys.executable, "-c", "import torch"))
+            for _ in range(3)
+        ),
+        strict=True,
+    )
+    assert min(ours) <= min(torchs) / 3
 
 
 @pytest.mark.parametrize(("typed", "expected"), [("swin_", "swin_b"), ("cct", "cct_2_3x2_32")])

