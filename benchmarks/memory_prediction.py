@@ -195,7 +195,7 @@ def main() -> None:
     with options.output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Line)], lineterminator="\n")
         writer.writeheader()
-        for line in lines(cases, options.modes, options.device):
+        for line in lines(cases, options.modes, str(device.resolve(options.device))):
             found.append(line)
             writer.writerow(asdict(line))
             file.flush()

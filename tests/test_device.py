@@ -106,6 +106,14 @@ def test_a_busy_neighbour_is_seen() -> None:
     assert watch.other_cores > 0.3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the data of a process")
+def test_a_limit_that_the_user_has_set_stands() -> None:
+    code = "import resource\nfrom vitbench import device\ndevice.limit_memory()\nprint(resource.getrlimit(resource.RLIMIT_DATA))"
+    command = f"ulimit -d 8000000 && exec {sys.executable} -c '{code}'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"({8_000_000 * 1024}, {8_000_000 * 1024})"
+
+
 def test_held_back_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([3, 4])
     monkeypatch.setattr(device, "_held_back", lambda: next(counts))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vitbench import measure, timing, worker
-from vitbench.errors import BadInput, NotSupported
+from vitbench.errors import BadInput, NotSupported, UnknownName
 from vitbench.measure import Ask, Job, jobs
 from vitbench.records import Row, RunSetting
 
@@ -47,6 +47,17 @@ class Sleeping(Net):
 class Raising(Net):
     def forward(self, x):
         raise ZeroDivisionError("deep inside")
+
+class Ending(Net):
+    def forward(self, x):
+        raise SystemExit(5)
+
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(24)
+    def forward(self, x):
+        return self.norm(x.flatten(1))
 
 class Greedy(Net):
     def forward(self, x):
@@ -99,11 +110,17 @@ def test_the_number_of_threads_is_torchs_own_and_recorded() -> None:
 
 
 def test_what_cannot_be_planned_is_a_row() -> None:
-    bad, good = jobs(Ask(models=[("swin_tt", False), ("vit_b16", False)]))
-    assert "Did you mean" in bad.problem
+    """Swin has no frames; that is no reason not to measure the others."""
+    bad, good = jobs(Ask(models=[("swin_t", False), ("timesformer", False)], num_frames=4))
+    assert "swin_t" in bad.problem
     assert not good.problem
     row = measure.measure_one(bad)
     assert (row.status, row.note) == ("failed", bad.problem)
+
+
+def test_a_misspelt_name_is_told_before_anything_is_measured() -> None:
+    with pytest.raises(UnknownName, match="Did you mean"):
+        jobs(Ask(models=[("vit_b16", False), ("swin_tt", False)]))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +129,7 @@ def test_what_cannot_be_planned_is_a_row() -> None:
         ({"amp": True}, "--dtype bf16 or fp16"),
         ({"grad_checkpointing": True}, "--mode train"),
         ({"where": "gpu"}, "no device 'gpu'"),
+        ({"where": "cpu", "dtypes": ("fp32", "tf32")}, "TF32 is a way of CUDA devices"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(options: dict[str, Any], said: str) -> None:
@@ -165,8 +183,10 @@ def test_a_model_that_fits_at_no_batch_size_ends() -> None:
 
 
 def test_a_crash_a_timeout_and_an_error_touch_one_row_alone(factories: Callable[..., Ask]) -> None:
-    asked = jobs(factories("Dying", "Sleeping", "Raising", "Greedy", "good", timeout_s=5.0))
-    dying, sleeping, raising, greedy, good = measure.measure(asked)
+    asked = jobs(factories("Dying", "Sleeping", "Raising", "Ending", "Greedy", "good", timeout_s=5.0))
+    dying, sleeping, raising, ending, greedy, good = measure.measure(asked)
+    assert ending.status == "failed"
+    assert "SystemExit: 5" in ending.note
     assert (dying.status, dying.note) == ("crashed", "its process ended with exit code -6")
     assert (sleeping.status, sleeping.note) == ("timeout", "took more than 5 s")
     assert raising.status == "failed"
@@ -269,7 +289,7 @@ def test_memory_is_predicted_and_measured_side_by_side(factories: Callable[..., 
 
 def test_memory_of_what_fits_nowhere_is_predicted(factories: Callable[..., Ask]) -> None:
     (row,) = measure.measure(jobs(factories("good", metrics=("memory",), batch_sizes=(2**40,))))
-    assert row.status == "ok"
+    assert row.status == "out_of_memory"
     assert "only predicted: it would need" in row.note
     # 6 rows of 4 numbers in, and as many out.
     assert row.findings["memory_predicted"].predicted_peak_bytes == 80 + 2**40 * 2 * 6 * 4 * 4
@@ -278,18 +298,30 @@ def test_memory_of_what_fits_nowhere_is_predicted(factories: Callable[..., Ask])
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_memory_of_a_device_that_is_not_here_is_predicted() -> None:
-    (row,) = measure.measure(jobs(Ask(models=[("cct_2_3x2_32", False)], metrics=("memory",), where="cuda")))
-    assert row.status == "ok"
-    assert row.note.startswith("only predicted: There is no cuda here")
+    ask = Ask(models=[("cct_2_3x2_32", False)], metrics=("memory_predicted",), where="cuda")
+    (row,) = measure.measure(jobs(ask))
+    assert (row.status, row.note) == ("ok", "")
     assert row.findings["memory_predicted"].predicted_workspace_bytes > 0
     with pytest.raises(NotSupported):
-        jobs(Ask(models=[("cct_2_3x2_32", False)], metrics=("memory", "throughput"), where="cuda"))
+        jobs(replace(ask, metrics=("memory",)))
+
+
+@pytest.mark.parametrize("metric", ["memory", "max_batch"])
+def test_batch_norms_that_do_not_train_on_one_value_are_measured(factories: Callable[..., Ask], metric: str) -> None:
+    ask = factories("Normed", metrics=(metric,), mode="train", batch_sizes=(4,), limit_bytes=2**20, where="cpu")
+    (row,) = measure.measure(jobs(ask))
+    assert row.status == "ok", row.note
+
+
+def test_without_isolation_memory_is_not_measured(factories: Callable[..., Ask]) -> None:
+    (row,) = measure.measure(jobs(factories("good", metrics=("memory",))), isolated=False)
+    assert row.note == "memory is measured only in a process of its own"
 
 
 def test_what_is_not_predicted_is_said() -> None:
     ask = Ask(models=[("cct_2_3x2_32", False)], batch_sizes=(64,), metrics=("memory",), dtypes=("bf16",), amp=True)
     (row,) = measure.measure(jobs(replace(ask, where="cpu")))
-    assert row.note == "memory is predicted of eager passes without autocast only"
+    assert row.note == "memory is not predicted under autocast"
     assert "memory_predicted" not in row.findings
     assert row.findings["memory_measured"].measured_peak_bytes > 0
 

@@ -281,6 +281,25 @@ def test_memory_that_ends_a_search_is_no_failure_to_retry(tmp_path: Path) -> Non
     assert fake.calls == []
 
 
+def test_a_batch_that_fits_at_the_second_try_leaves_no_lowered_one(tmp_path: Path) -> None:
+    run = 'models = "vit_ti16"\nbatch_size = 8'
+    go(tmp_path, Fake(too_large), run)
+    assert [(row["batch_size"], row["status"]) for row in lines(tmp_path)] == [
+        (8, "out_of_memory"),
+        (4, "out_of_memory"),
+        (2, "lowered"),
+    ]
+    go(tmp_path, Fake(), run, resume=True, retry=True)
+    assert [(row["batch_size"], row["status"]) for row in lines(tmp_path)] == [(8, "ok")]
+
+
+def test_a_suite_that_measures_more_thoroughly_is_measured_again(tmp_path: Path) -> None:
+    for thorough in ("", "repeats = 5", "min_time = 9.0"):
+        fake = Fake()
+        go(tmp_path, fake, f'models = "vit_ti16"\n{thorough}', resume=True)
+        assert len(fake.calls) == 1
+
+
 def test_rows_of_one_model_differ_by_every_setting(tmp_path: Path) -> None:
     run = 'models = "vit_ti16"\ndtype = ["fp32", "bf16"]\nimg_size = [224, 384]\nbatch_size = [1, 2]'
     fake = Fake()

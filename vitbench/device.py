@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +14,6 @@ import torch
 from vitbench.environment import describe
 from vitbench.errors import BadInput, NotSupported
 from vitbench.records import Dtype, Machine
-
-_THROTTLED = (
-    pynvml.nvmlClocksEventReasonSwThermalSlowdown
-    | pynvml.nvmlClocksEventReasonHwSlowdown
-    | pynvml.nvmlClocksEventReasonHwThermalSlowdown
-    | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
-)
 
 
 def resolve(name: str) -> torch.device:
@@ -101,7 +93,7 @@ def machine(device: torch.device) -> Machine:
 
 
 class Watch:
-    """What else the machine did between `Watch()` and `stop()`.
+    """What else the machine did between `start()` and `stop()`.
 
     Attributes:
         other_cores: processors that others kept busy, on average, the hypervisor's other guests included.
@@ -116,6 +108,10 @@ class Watch:
         self.shared: bool | None = None
         self._before = self._now()
 
+    def start(self) -> None:
+        """Begins the watch, anew if it has begun."""
+        self._before = self._now()
+
     def stop(self) -> None:
         """Ends the watch and fills in what was seen."""
         busy, own, held_back, capacity = (
@@ -124,14 +120,12 @@ class Watch:
         cores = psutil.cpu_count() or 1
         if capacity > 0:
             self.other_cores = max(0.0, (busy - own) / capacity * cores)
-        self.throttled = held_back > 0 if _held_back_files() else None
+        self.throttled = held_back > 0 if _held_back_files() or self._device.type == "cuda" else None
         handle = _nvml(self._device)
         if handle is not None:
             with suppress(pynvml.NVMLError):
-                reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
-                self.throttled = bool(self.throttled) or bool(reasons & _THROTTLED)
-                others = [one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-                self.shared = len(set(others) - {os.getpid()}) > 0
+                # Not by the numbers of the processes: in a container they are others than ours.
+                self.shared = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) > 1
 
     def _now(self) -> tuple[float, float, float, float]:
         """Gives seconds of all processors that were busy, that this process had, counts of being held back, and all seconds."""
@@ -140,7 +134,7 @@ class Watch:
         idle = times.idle + getattr(times, "iowait", 0.0)
         # Linux counts a guest's time as user time too.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        return total - idle, own.user + own.system, float(_held_back()), total
+        return total - idle, own.user + own.system, float(_held_back() + _too_hot_ns(self._device)), total
 
 
 def _held_back_files() -> list[Path]:
@@ -158,6 +152,15 @@ def _held_back() -> int:
             fields = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
             count += int(fields.get("nr_throttled", 0)) if fields else int(text)
     return count
+
+
+def _too_hot_ns(device: torch.device) -> int:
+    """Gives how long NVIDIA's driver has held the clock back because of the heat, ever; 0 where it does not tell."""
+    handle = _nvml(device)
+    with suppress(pynvml.NVMLError):
+        if handle is not None:
+            return int(pynvml.nvmlDeviceGetViolationStatus(handle, pynvml.NVML_PERF_POLICY_THERMAL).violationTime)
+    return 0
 
 
 def _nvml(device: torch.device) -> Any:
@@ -180,9 +183,20 @@ def limit_memory() -> None:
     if sys.platform == "linux":
         import resource
 
-        used = psutil.Process().memory_info().data
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (used + psutil.virtual_memory().available, hard))
+        wanted = psutil.Process().memory_info().data + free_memory()
+        limits = resource.getrlimit(resource.RLIMIT_DATA)
+        allowed = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([wanted, *allowed]), limits[1]))
+
+
+def free_memory() -> int:
+    """Gives the bytes that can still be had: of the machine, or of the container that this process runs in."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such group, or no limit: "max"
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        free = min(free, max(0, limit - int((group / "memory.current").read_text(encoding="ascii"))))
+    return free
 
 
 def out_of_memory(error: BaseException) -> bool:

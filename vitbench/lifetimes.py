@@ -22,11 +22,13 @@ import copy
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache, partial
 from typing import Any
 
+import pynvml
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,8 +143,12 @@ def workspace(device_kind: str) -> int:
     """
     if device_kind != "cuda":
         return 0
-    large = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] in (9, 10, 12)
-    return 32 * 2**20 if large else 2 * 4096 * 2**10 + 8 * 16 * 2**10
+    with suppress(pynvml.NVMLError):  # asked of the driver: torch would make a context on the card
+        pynvml.nvmlInit()
+        major, _ = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+        if major in (9, 10, 12):
+            return 32 * 2**20
+    return 2 * 4096 * 2**10 + 8 * 16 * 2**10
 
 
 @dataclass(slots=True)

@@ -13,11 +13,10 @@ from itertools import product
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import psutil
 import torch
 
-from vitbench import bench, device, environment, passes, published, timing, worker
-from vitbench.errors import BadInput, NotSupported, VitbenchError, one_line
+from vitbench import bench, device, environment, published, timing, worker
+from vitbench.errors import BadInput, NotSupported, UnknownName, VitbenchError, one_line
 from vitbench.metrics import flops, max_batch, memory, throughput
 from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status, flatten
 from vitbench.units import memory as memory_text
@@ -110,11 +109,14 @@ def jobs(ask: Ask) -> list[Job]:
 
     Raises:
         BadInput: no such device, or settings that exclude each other.
+        UnknownName: there is no such model.
         NotSupported: this machine has no such device.
     """
     where = _where(ask)
     if ask.amp and not {"fp32", "tf32"}.isdisjoint(ask.dtypes):
         raise BadInput("--amp runs some operators in another dtype: give it with --dtype bf16 or fp16.")
+    if "tf32" in ask.dtypes and where.type != "cuda":
+        raise BadInput(f"TF32 is a way of CUDA devices to multiply; {where.type} has fp32, bf16 and fp16.")
     if ask.grad_checkpointing and ask.mode != "train":
         raise BadInput("Gradient checkpointing goes with --mode train.")
     if AUTO in ask.batch_sizes and "throughput" not in ask.metrics:
@@ -128,6 +130,8 @@ def jobs(ask: Ask) -> list[Job]:
         problem, shape = "", ask.input_shape or ()
         try:
             shape = bench.planned(request).input_shape or ()
+        except UnknownName:
+            raise  # a misspelt name is told before anything is measured
         except VitbenchError as error:
             problem = str(error)
         setting = RunSetting(
@@ -167,8 +171,8 @@ def _where(ask: Ask) -> torch.device:
     try:
         return device.resolve(ask.where)
     except NotSupported:
-        # Memory is predicted without the device too.
-        if all(metric == "memory" or _exact(metric, ask.limit_bytes) for metric in ask.metrics):
+        # What runs nothing needs no device.
+        if all(_exact(metric, ask.limit_bytes) for metric in ask.metrics):
             return torch.device(ask.where)
         raise
 
@@ -244,9 +248,13 @@ def measure_one(job: Job, *, isolated: bool = True) -> Row:
             outcomes: list[Outcome] = []
             while len(outcomes) < times and (not outcomes or outcomes[-1].status == "ok"):
                 task = Task(job=job, step=step, first=not outcomes, found=found)
-                outcomes.append(_alone(task) if isolated else run_task(task))
+                if step == "measure memory" and not isolated:
+                    # What this process has used before would hide what the pass needs.
+                    outcomes.append(Outcome(note="memory is measured only in a process of its own"))
+                else:
+                    outcomes.append(_alone(task) if isolated else run_task(task))
             last = outcomes[-1]
-            setting, machine = last.setting or setting, last.machine or machine
+            setting, machine = last.setting or setting, machine or last.machine
             notes += [one.note for one in outcomes if one.note]
             if step == "time" and last.status == "ok":
                 runs = [one.found["run"] for one in outcomes]
@@ -313,7 +321,7 @@ def run_task(task: Task) -> Outcome:
         if error.__cause__ is not None and device.out_of_memory(error.__cause__):
             return Outcome(status="out_of_memory", note=one_line(error))
         return Outcome(status="failed", note=str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a model raises is the answer to whether it runs that way.
         if device.out_of_memory(error):
             return Outcome(status="out_of_memory", note=one_line(error))
@@ -337,7 +345,7 @@ def _time(task: Task) -> Outcome:
             macs = flops.count_flops(model, setting.input_shape, batch_size=setting.batch_size).macs
     where = torch.device(setting.device)
     with _fresh_compiler_cache() if setting.compile else nullcontext():
-        run = throughput.measure(passes.laid_out(model, setting), setting, rule=task.job.rule)
+        run = throughput.measure(model, setting, rule=task.job.rule)
     return Outcome(setting=setting, found={"run": run, "macs": macs}, machine=device.machine(where))
 
 
@@ -357,29 +365,24 @@ def _fresh_compiler_cache() -> Iterator[None]:
 
 def _predict_memory(task: Task) -> Outcome:
     setting, model = _planned(task.job)
-    if setting.amp or setting.compile:
-        return Outcome(setting=setting, note="memory is predicted of eager passes without autocast only")
-    return Outcome(setting=setting, found={"memory_predicted": memory.predict(model, setting)})
+    if setting.amp:
+        return Outcome(setting=setting, note="memory is not predicted under autocast")
+    note = "memory is that of the eager pass" if setting.compile else ""
+    return Outcome(setting=setting, found={"memory_predicted": memory.predict(model, setting)}, note=note)
 
 
 def _measure_memory(task: Task) -> Outcome:
     where = torch.device(task.job.setting.device)
     predicted = task.found.get("memory_predicted")
-    try:
-        device.resolve(str(where))
-    except NotSupported as error:
-        return Outcome(note=f"only predicted: {error}")
     reason = memory.obstacle(where)
     if reason is not None:
         return Outcome(note=f"only predicted: {reason}")
-    if predicted is not None and where.type == "cpu":
-        free = psutil.virtual_memory().available
-        if predicted.predicted_peak_bytes > free:
-            needed = memory_text(predicted.predicted_peak_bytes)
-            return Outcome(note=f"only predicted: it would need {needed}, and {memory_text(free)} are free")
+    if predicted is not None and where.type == "cpu" and predicted.predicted_peak_bytes > device.free_memory():
+        needed, free = memory_text(predicted.predicted_peak_bytes), memory_text(device.free_memory())
+        return Outcome(status="out_of_memory", note=f"only predicted: it would need {needed}, and {free} are free")
     device.prepare(where, task.job.setting.dtype, task.job.setting.threads)
     setting, _ = _planned(task.job)
-    measured = memory.measure(bench.planned(task.job.request).build, setting)
+    measured = memory.measure(bench.planned(task.job.request).build, replace(setting, compile=None))
     found: dict[str, Any] = {"memory_measured": measured}
     if predicted is not None:
         found["memory_agreement"] = memory.compare(predicted, measured)

@@ -55,7 +55,10 @@ def write(path: Path, content: str | bytes) -> None:
     # Beside the target, so that the rename stays on one disk; of this process, so that two runs do not share it.
     half_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half_written.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with half_written.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
         half_written.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

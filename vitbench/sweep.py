@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +54,14 @@ class Item:
             setting["device"] = setting["device"].partition(":")[0]
         setting["input_shape"] = setting["input_shape"] or self.job.request.img_size or ()
         job = self.job
-        return setting | {"metrics": job.metrics, "of_timm": job.request.of_timm, "limit_bytes": job.limit_bytes}
+        return setting | {
+            "metrics": job.metrics,
+            "of_timm": job.request.of_timm,
+            "num_frames": job.request.num_frames,
+            "limit_bytes": job.limit_bytes,
+            "repeats": job.repeats,
+            "min_time_s": job.rule.min_time_s,
+        }
 
     @property
     def key(self) -> str:
@@ -91,7 +98,7 @@ def plan(suite: Suite, *, where: str | None = None, dtype: Dtype | None = None) 
         try:
             ask = run.ask(device=where, dtype=dtype)
             jobs = measure.jobs(ask)
-        except (BadInput, UnknownName) as error:
+        except (BadInput, NotSupported, UnknownName) as error:
             raise BadInput(f"{suite.name}: run[{number}]: {error}") from error
         for job in jobs:
             item = Item(job=job, roams=":" not in ask.where and job.setting.device != "cpu")
@@ -167,7 +174,7 @@ class Folder:
     @property
     def failures(self) -> int:
         """How many rows lack what was asked."""
-        return sum(measure.failed(_row(flat)) for flat in self._rows.values())
+        return sum(measure.failed(_row(flat)) for (key, _), flat in self._rows.items() if key in self._places)
 
     def find(self, item: Item, batch_size: int) -> Row | None:
         """Gives the row of an item at a batch size, if it is there and shall not be measured again."""
@@ -202,11 +209,24 @@ class Folder:
             again = key in self._rows
             self._rows[key] = json.loads(line)
             if again:
-                results.write(self._path / LINES, "".join(f"{_json(one)}\n" for one in self._rows.values()))
+                self._rewrite()
             else:
                 results.append(self._path / LINES, line)
             self._again.discard(key)
             self._render()
+
+    def keep(self, item: Item, batch_sizes: Set[int]) -> None:
+        """Takes out the rows of an item at other batch sizes: those of an earlier try, lowered from a batch that now fits."""
+        with self._lock:
+            others = [key for key in self._rows if key[0] == item.key and key[1] not in batch_sizes]
+            for key in others:
+                del self._rows[key]
+            if others:
+                self._rewrite()
+                self._render()
+
+    def _rewrite(self) -> None:
+        results.write(self._path / LINES, "".join(f"{_json(one)}\n" for one in self._rows.values()))
 
     def _render(self) -> None:
         """Writes the table: its rows are in the order of the suite, in which order ever they were measured."""
@@ -343,6 +363,9 @@ def _measure(item: Item, folder: Folder) -> None:
     def one(job: Job) -> Row:
         return folder.find(item, job.setting.batch_size) or measure.measure_one(job)
 
+    found = set()
     for row in measure.rows(item.job, one):
+        found.add(row.setting.batch_size)
         if folder.find(item, row.setting.batch_size) is None:
             folder.add(item, row)
+    folder.keep(item, found)

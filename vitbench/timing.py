@@ -109,8 +109,8 @@ class Rule:
 
     Warm: at least `warmup_runs` runs, and until the medians of two successive windows of `window` runs differ by less than
     `settled`; at the latest after `warmup_s` seconds. Known: at least `least_runs` runs, and until the 95 % interval of the
-    median reaches no further than `precision` of it to either side, looked at from `looks_from` runs on; at the latest after
-    `min_time_s` seconds.
+    median reaches no further than `precision` of it to either side, looked at from `looks_from` runs on, from where on the 99th
+    percentile can be told too; at the latest after `min_time_s` seconds.
     """
 
     warmup_runs: int = 3
@@ -118,7 +118,7 @@ class Rule:
     settled: float = 0.02
     warmup_s: float = 10.0
     least_runs: int = 6
-    looks_from: int = 30
+    looks_from: int = 500
     precision: float = 0.005
     min_time_s: float = 3.0
 
@@ -150,12 +150,22 @@ class Samples:
 RULE = Rule()
 
 
-def sample(phases: Sequence[Phase], clock: Clock, rule: Rule = RULE) -> Samples:
-    """Times a step of one phase or more until the rule is satisfied; no garbage is collected meanwhile."""
+def sample(
+    phases: Sequence[Phase], clock: Clock, rule: Rule = RULE, warm: Callable[[], object] = lambda: None
+) -> Samples:
+    """Times a step of one phase or more until the rule is satisfied; no garbage is collected meanwhile.
+
+    Args:
+        phases: the parts of the step.
+        clock: what tells the time.
+        rule: when the step is warm, and when its time is known.
+        warm: called once the step is warm.
+    """
     gc.collect()
     with without_garbage_collection():
         first_s = sum(clock.time(phases))
         warmup, settled = _warm_up(phases, clock, rule)
+        warm()
         runs: list[tuple[float, ...]] = []
         totals: list[float] = []
         begin, look_at = clock.now(), rule.looks_from

@@ -103,5 +103,6 @@ def test_an_accelerator_runs_out_of_memory_and_recovers() -> None:
     found = max_batch.measure(nn.ReLU(), wanted)
     assert found.max_batch > 1
     assert found.peak_bytes is not None
+    assert found.limit_bytes is not None
     assert found.limit_bytes * 0.5 < found.peak_bytes <= found.limit_bytes
     assert max_batch.survives(lambda: max_batch._pass(nn.ReLU(), wanted))

@@ -110,7 +110,11 @@ ModeOption = Annotated[
 ]
 CompileOption = Annotated[
     str | None,
-    typer.Option("--compile", metavar="[BACKEND[:MODE]]", help="Compile with torch.compile; by default by inductor."),
+    typer.Option(
+        "--compile",
+        metavar="[BACKEND[:MODE]]",
+        help="Compile with torch.compile; alone, by inductor. A backend that torch does not bring: --compile=NAME.",
+    ),
 ]
 ChannelsOption = Annotated[bool, typer.Option("--channels-last", help="Weights and inputs in channels-last format.")]
 CheckpointOption = Annotated[
@@ -205,7 +209,6 @@ def memory(
     grad_checkpointing: CheckpointOption = False,
     predict: Annotated[bool, typer.Option("--predict", help="Only predict: run nothing.")] = False,
     timeout: TimeoutOption = 600.0,
-    no_isolation: IsolationOption = False,
     format: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -231,7 +234,7 @@ def memory(
             timeout=timeout,
         ),
         tables.memory,
-        isolated=not no_isolation,
+        isolated=True,
         format=format,
         output=output,
     )
@@ -260,7 +263,6 @@ def max_batch(
     channels_last: ChannelsOption = False,
     grad_checkpointing: CheckpointOption = False,
     timeout: TimeoutOption = 600.0,
-    no_isolation: IsolationOption = False,
     format: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -285,7 +287,7 @@ def max_batch(
             timeout=timeout,
         ),
         tables.max_batch,
-        isolated=not no_isolation,
+        isolated=True,
         format=format,
         output=output,
     )
@@ -410,7 +412,7 @@ def _run(
     if isolated:
         worker.start()
     jobs = measure.jobs(wanted.ask())
-    if len(jobs) == 1 and jobs[0].problem:
+    if all(job.problem for job in jobs):
         raise BadInput(jobs[0].problem)
     rows: list[Row] = []
     try:

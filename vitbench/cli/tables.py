@@ -26,7 +26,7 @@ def memory(rows: Sequence[Row]) -> Table:
     shown = [
         *(Column(heading=heading, text=_beside(name), numeric=True) for heading, name in parts),
         Column(heading="Activations", text=_beside("activations"), numeric=True),
-        Column(heading="Workspace", text=_bytes("predicted_workspace_bytes"), numeric=True),
+        Column(heading="Workspace", text=_beside("workspace"), numeric=True),
         *_peaks(),
         Column(heading="Reserved", text=_bytes("measured_reserved_bytes"), numeric=True),
         Column(heading="Driver", text=_bytes("measured_driver_bytes"), numeric=True),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vitbench import lifetimes, passes
+from vitbench.device import out_of_memory
 from vitbench.errors import NotSupported
 from vitbench.lifetimes import Peak
 from vitbench.records import RunSetting, column
@@ -29,7 +30,7 @@ class MaxBatch:
         "Max batch", better="higher", meaning="the largest batch that fits; 0: not even one input does"
     )
     max_batch_method: Method = column("Method", meaning="predicted, or measured on the accelerator")
-    limit_bytes: int = column(
+    limit_bytes: int | None = column(
         "Memory", meaning="what the pass must fit into; measured: all that the driver says the device has"
     )
     peak_bytes: int | None = column(
@@ -104,14 +105,14 @@ def predict(model: nn.Module, setting: RunSetting, *, limit_bytes: int) -> MaxBa
 
     # At small batches the optimizer's step may hold more than the pass, so that the line through 1 and 2 is flat; later points
     # are on another line.
-    guess = 1
-    for first, second in ((1, 2), (32, 33)):
+    guess = least = _least(setting)
+    for first, second in ((least, least + 1), (32, 33)):
         slope = at(second).peak_bytes - at(first).peak_bytes
         if slope > 0:
             guess = first + (limit_bytes - at(first).peak_bytes) // slope
             break
-    found = largest(lambda batch_size: at(batch_size).peak_bytes <= limit_bytes, max(1, guess))
-    parts = at(max(1, found))
+    found = largest(lambda batch_size: at(max(least, batch_size)).peak_bytes <= limit_bytes, max(least, guess))
+    parts = at(max(least, found))
     return MaxBatch(
         max_batch=found,
         max_batch_method="predicted",
@@ -154,8 +155,11 @@ def measure(model: nn.Module, setting: RunSetting) -> MaxBatch:
         torch.accelerator.empty_cache()
         return done
 
-    found = largest(fits)
-    _, total = torch.accelerator.get_memory_info(device)
+    found = largest(fits, _least(setting))
+    try:
+        _, total = torch.accelerator.get_memory_info(device)
+    except (NotImplementedError, RuntimeError):
+        total = None  # not every backend asks its driver
     return MaxBatch(
         max_batch=found,
         max_batch_method="measured",
@@ -169,15 +173,18 @@ def measure(model: nn.Module, setting: RunSetting) -> MaxBatch:
     )
 
 
+def _least(setting: RunSetting) -> int:
+    """Gives the batch to begin with: batch norms do not train on one value."""
+    return 1 if setting.mode == "infer" else 2
+
+
 def survives(work: Callable[[], None]) -> bool:
     """Does some work, and says whether the accelerator's memory sufficed; any other error is passed on."""
     try:
         work()
-    except torch.OutOfMemoryError:
-        return False
     except RuntimeError as error:
-        # Memory that cuBLAS and cuDNN ask the driver for themselves.
-        if "ALLOC_FAILED" in str(error):
+        # cuBLAS and cuDNN ask the driver for memory themselves.
+        if out_of_memory(error) or "ALLOC_FAILED" in str(error):
             return False
         raise
     return True

@@ -111,9 +111,9 @@ def predict(model: nn.Module, setting: RunSetting) -> Predicted:
 def measure(build: Callable[[], nn.Module], setting: RunSetting) -> Measured:
     """Measures what a pass holds. Call it once in a process of its own: it changes the process's allocator, and leaves garbage.
 
-    On a CPU a large product and a batch of one go first, so that what libraries load and keep when they are first used is there
-    before: MKL keeps buffers for each thread, 6 MB with two threads. Their own memory is handed back. Then resident memory is
-    read, the model built, and the kernel's high-water mark of resident memory followed through the pass.
+    On a CPU a large product and a batch of one or two go first, so that what libraries load and keep when they are first used is
+    there before: MKL keeps buffers for each thread, 6 MB with two threads. Their own memory is handed back. Then resident memory
+    is read, the model built, and the kernel's high-water mark of resident memory followed through the pass.
 
     Args:
         build: gives the model on the CPU; on a CPU it is called twice.
@@ -132,7 +132,9 @@ def measure(build: Callable[[], nn.Module], setting: RunSetting) -> Measured:
     if device.type == "cpu":
         meter = _Resident()
         torch.mm(*(torch.rand(_PRODUCT, _PRODUCT).to(passes.DTYPES[setting.dtype]) for _ in range(2)))
-        _run(passes.laid_out(build(), setting), replace(setting, batch_size=1), _Account(meter, 0))
+        # In training, two: batch norms do not train on one value.
+        few = min(setting.batch_size, 1 if setting.mode == "infer" else 2)
+        _run(passes.laid_out(build(), setting), replace(setting, batch_size=few), _Account(meter, 0))
     else:
         meter = _Allocated(device)
     account = _Account(meter, meter.settled())

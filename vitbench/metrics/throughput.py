@@ -22,11 +22,10 @@ _DRIFT = 0.02
 _OTHER_CORES = 0.1
 
 WARNINGS = {
-    "few-samples": "fewer than six runs: there is no interval; give a larger --min-time",
     "wide-spread": "the quartiles lie more than 10 % of the median apart: use --repeats, or a quieter machine",
     "drift": "the second half of the runs took more than 2 % longer or shorter than the first: the machine was changing",
-    "unsettled": "the times had not settled when the warm-up had to end",
-    "other-load": "other work kept 0.1 processors or more busy meanwhile",
+    "unsettled": "the times had not settled, or were too few to tell, when the warm-up had to end",
+    "other-load": "other work kept 0.1 processors or more busy meanwhile; beside an accelerator, all but one",
     "contended-threads": "threads and other work together were more than the processors: fewer --threads may be faster",
     "oversubscribed": "more threads than processors: fewer --threads will be faster",
     "throttled": "the clock, or this container's share of the processors, was held back",
@@ -112,7 +111,7 @@ def measure(
     """Times a model in this process, which `device.prepare` has set up.
 
     Args:
-        model: in the setting's dtype, where and how `passes.laid_out` puts it.
+        model: changed in place, by `passes.laid_out`.
         setting: input shape, batch size, mode and the rest.
         rule: when it is warm, and when its time is known.
         clock: by default the best that the device has.
@@ -123,10 +122,11 @@ def measure(
     """
     where = torch.device(setting.device)
     clock = clock or timing.clock_of(where)
+    # Before the model takes its memory.
     peak = matrix_peak(where, passes.DTYPES[setting.dtype], clock)
-    phases = passes.phases(model, passes.example(setting), setting)
+    phases = passes.phases(passes.laid_out(model, setting), passes.example(setting), setting)
     watch = device.Watch(where)
-    samples = timing.sample(phases, clock, rule)
+    samples = timing.sample(phases, clock, rule, warm=watch.start)
     watch.stop()
     return Run(
         samples=samples,
@@ -151,8 +151,12 @@ def matrix_peak(where: torch.device, dtype: torch.dtype, clock: timing.Clock) ->
         spent = clock.now() - begin
         # Other work can hold up all of the small products; they say little about the peak.
         if rows == 8192 or spent > (0.3 if rows >= 1024 else 1.0):
-            return fastest
+            break
         rows *= 2
+    if where.type != "cpu":
+        del left, right
+        torch.accelerator.empty_cache()
+    return fastest
 
 
 def summarise(runs: Sequence[Run], setting: RunSetting, *, macs: int | None) -> Throughput:
@@ -172,11 +176,11 @@ def summarise(runs: Sequence[Run], setting: RunSetting, *, macs: int | None) -> 
     achieved = None if macs is None else 2 * macs * _PASSES[setting.mode] / (middle / 1e3)
     peak = max(run.peak_flops_per_s for run in runs)
     phases = [
-        statistics.median([1e3 * second for run in runs for second in run.samples.phases_s[number]])
+        sum(1e3 * statistics.median(run.samples.phases_s[number]) for run in runs) / len(runs)
         for number in range(len(runs[0].samples.phases_s))
     ]
     forward, backward, optimizer = phases if setting.mode == "train" else (None, None, None)
-    warnings = _warnings(runs, by_process, interval is None, setting)
+    warnings = _warnings(runs, by_process, setting)
     return Throughput(
         throughput_per_s=setting.batch_size / (middle / 1e3),
         latency_median_ms=middle,
@@ -205,17 +209,15 @@ def summarise(runs: Sequence[Run], setting: RunSetting, *, macs: int | None) -> 
     )
 
 
-def _warnings(
-    runs: Sequence[Run], by_process: Sequence[Sequence[float]], too_few: bool, setting: RunSetting
-) -> tuple[str, ...]:
+def _warnings(runs: Sequence[Run], by_process: Sequence[Sequence[float]], setting: RunSetting) -> tuple[str, ...]:
     on_cpu = setting.device == "cpu"
     others = max(run.other_cores for run in runs)
     found = {
-        "few-samples": too_few,
         "wide-spread": any(statistics.spread(times) > _WIDE_SPREAD for times in by_process),
         "drift": any(_drifts(times) for times in by_process),
         "unsettled": not all(run.samples.settled for run in runs),
-        "other-load": others >= _OTHER_CORES,
+        # An accelerator is fed by one processor; the others may work.
+        "other-load": others >= (_OTHER_CORES if on_cpu else max(_OTHER_CORES, cores() - 1)),
         "contended-threads": on_cpu
         and setting.threads > 1
         and others >= _OTHER_CORES
