@@ -73,6 +73,8 @@ def with_timm(name: str, batch: int, threads: int, seconds: float, script: Path 
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
         options = ["--bench=inference", "--device=cpu", "--no-retry", f"--batch-size={batch}"]
+        # By itself, timm takes the size that it tests at, where that is another.
+        options.append(f"--img-size={catalog.find(name).input_shape[-1]}")
         where = [f"--results-file={found}", "--results-format=json"]
         _run([str(script), f"--model={catalog.find(name).timm_name}", *options, *where], threads)
         rows = json.loads(found.read_text(encoding="utf-8"))

@@ -48,3 +48,7 @@ def test_links_inside_the_repository_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.findall(r"\b[A-Z]+_[A-Z]+_?[A-Z]*\b|TODO|FIXME", README)
