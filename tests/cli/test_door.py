@@ -112,6 +112,8 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback() -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as counting:
         time.sleep(4)
         os.killpg(counting.pid, signal.SIGINT)
