@@ -82,7 +82,7 @@ class _Kernels(TorchFunctionMode):
         enable_gqa: bool,
     ) -> SDPBackend:
         """Gives the kernel that the device chooses."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: `_Cpu` and `_Accelerator` have it
 
     def fuse(
         self,
@@ -96,7 +96,7 @@ class _Kernels(TorchFunctionMode):
         scale: float | None,
     ) -> Tensor:
         """Calls a fused kernel; a mask is added to the logits."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: `_Cpu` and `_Accelerator` have it
 
     def drop(self, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         """Does what `F.dropout` does."""
