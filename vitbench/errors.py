@@ -48,6 +48,32 @@ class NotSupported(VitbenchError):
     """Something that a model does not have, why, and what to try instead."""
 
 
+class NotDefined(NotSupported):
+    """An analysis that has no meaning for a model: the reason, and which analyses have one.
+
+    Attributes:
+        reason: a clause, such as "its first layer is a convolution of features, not of pixels".
+        instead: names of analyses to try.
+    """
+
+    def __init__(self, reason: str, *, instead: Sequence[str] = ()) -> None:
+        self.reason = reason
+        self.instead = tuple(instead)
+        super().__init__(f"{reason}.{self.advice}")
+
+    @property
+    def advice(self) -> str:
+        """What to try instead, as a sentence with a space before it; empty where there is nothing."""
+        return f" Try: {', '.join(self.instead)}." if self.instead else ""
+
+    def of(self, analysis: str, model: str) -> NotSupported:
+        """Gives the error that a user reads."""
+        return NotSupported(f"{analysis} is not defined for {model}: {self.reason}.{self.advice}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickle, (type(self), str(self), dict(self.__dict__))
+
+
 class CannotWrite(VitbenchError):
     """A file or folder that cannot be written."""
 

@@ -72,6 +72,24 @@ class RunSetting(Setting):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisSetting(Setting):
+    """What was looked into, and with what: the key of an analysis's rows."""
+
+    weights: str = column(
+        "Weights",
+        default="random weights",
+        meaning="pretrained, random weights with their seed, or the file they come from",
+    )
+    device: str = column("Device", default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
+    dtype: str = column(
+        "Dtype", default="fp32", meaning="of weights and activations; attention is always judged in fp32"
+    )
+    inputs: int = column("Inputs", default=0, meaning="images or clips that were looked at; 0 where only weights were")
+    source: str = column("Images", default="", meaning="where the images came from, as given on the command line")
+    preprocessing: str = column("Preprocessing", default="", meaning="from file to input: the model's own data config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """What only the measuring process knows of the machine that it ran on; in a row beside the environment."""
 

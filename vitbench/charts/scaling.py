@@ -7,7 +7,6 @@ largest batch that fits.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,21 +22,18 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from vitbench import catalog, results
 from vitbench.errors import BadInput
-from vitbench.units import memory, printable, size
+from vitbench.pictures import COLORS, GREY, SMALL, plain, wrapped
+from vitbench.units import memory, size
 
-# Okabe and Ito's colours that people with any colour vision tell apart, their yellow, too pale for a line, for a dark red.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _FILLS = ("full", "none", "left")
-_MOST_LINES = len(_COLORS) * len(_FILLS)
+_MOST_LINES = len(COLORS) * len(_FILLS)
 
 CONVOLUTIONAL = {"bit", "resnet", "regnet", "efficientnet"}
 
 _DRAWN = {"", "ok", "lowered"}
 """The statuses of rows with a result; a row that somebody wrote by hand may have none."""
 
-_GREY = "#555555"
-_SMALL = 8
 _HARD_SPACE = "\N{NO-BREAK SPACE}"
 _PANEL_WIDTH_IN = 4.4
 _HEIGHT_IN = 4.2
@@ -135,13 +131,13 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
         height = max(height, beside.height / figure.dpi + 0.4)
     else:
         title = figure.suptitle(
-            _wrapped(labels[0], 45 * len(panels)), x=0.01, ha="left", fontweight="bold", parse_math=False
+            wrapped(labels[0], 45 * len(panels)), x=0.01, ha="left", fontweight="bold", parse_math=False
         )
         height += title.get_window_extent().height / figure.dpi
     notes = _notes(panels, lines, left_out, dashed=any(style["linestyle"] == "--" for style in styles.values()))
     if notes:
         note = figure.supxlabel(
-            _wrapped(notes, int(width * 16)), x=0.01, ha="left", fontsize=_SMALL, color=_GREY, parse_math=False
+            wrapped(notes, int(width * 16)), x=0.01, ha="left", fontsize=SMALL, color=GREY, parse_math=False
         )
         height += note.get_window_extent().height / figure.dpi
     figure.set_size_inches(width, height)
@@ -221,7 +217,7 @@ def _labeller(panels: Sequence[Panel], spoken: Sequence[str]) -> Callable[[Mappi
         parts = [model, *(_CONDITIONS[condition](row) for condition in spoken)]
         if len(of_model[model]) > 1:
             parts.append(f"{leading(row)} x H x W")
-        text = _plain(", ".join(part for part in parts if part))
+        text = plain(", ".join(part for part in parts if part))
         if not model or not text:
             raise results.wrong(row, "model", "a model's name")
         return text
@@ -284,9 +280,9 @@ def _styles(labels: Sequence[str], models: Mapping[str, str]) -> dict[str, dict[
     mixed = 0 < len(convolutional) < len(labels)
     styles: dict[str, dict[str, Any]] = {}
     for place, label in enumerate(labels):
-        turn, place_in_turn = divmod(place, len(_COLORS))
+        turn, place_in_turn = divmod(place, len(COLORS))
         styles[label] = {
-            "color": _COLORS[place_in_turn],
+            "color": COLORS[place_in_turn],
             "marker": _MARKERS[(place_in_turn + turn) % len(_MARKERS)],
             "fillstyle": _FILLS[turn],
             "linestyle": "--" if mixed and label in convolutional else "-",
@@ -370,9 +366,9 @@ def _caption(panel: Panel, spoken: Sequence[str]) -> str:
     # The machine's name says more than cuda:0.
     unsaid = {*spoken, "device"} if panel.texts("machine") != {""} else {*spoken}
     texts = [panel.texts(condition) for condition in _CONDITIONS if condition not in unsaid]
-    same = [_plain(text) for found in texts if len(found) == 1 for text in found if text]
+    same = [plain(text) for found in texts if len(found) == 1 for text in found if text]
     # Lines end between the parts, not within them.
-    return _wrapped(", ".join(text.replace(" ", _HARD_SPACE) for text in same), 56)
+    return wrapped(", ".join(text.replace(" ", _HARD_SPACE) for text in same), 56)
 
 
 def _head(ax: Axes, panel: Panel, caption: str, lines: int) -> None:
@@ -384,8 +380,8 @@ def _head(ax: Axes, panel: Panel, caption: str, lines: int) -> None:
         (0, 5),
         xycoords="axes fraction",
         textcoords="offset points",
-        fontsize=_SMALL,
-        color=_GREY,
+        fontsize=SMALL,
+        color=GREY,
         va="bottom",
         parse_math=False,
     )
@@ -404,7 +400,7 @@ def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> Legend:
     )
     for text, label in zip(legend.get_texts(), styles, strict=True):
         text.set_parse_math(False)
-        text.set_text(_wrapped(label, 60))
+        text.set_text(wrapped(label, 60))
     figure.draw_without_rendering()
     return legend
 
@@ -432,16 +428,7 @@ def _notes(
 
 
 def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{number} {'row' if number == 1 else 'rows'} {_plain(kind)}" for kind, number in kinds.items())
-
-
-def _plain(text: str) -> str:
-    """Gives a text from a file as one line that a font can set."""
-    return " ".join(printable(text).encode("utf-8", "replace").decode().split())
-
-
-def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+    return ", ".join(f"{number} {'row' if number == 1 else 'rows'} {plain(kind)}" for kind, number in kinds.items())
 
 
 def _part_tick_labels(figure: Figure, ax: Axes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,12 +12,6 @@ from vitbench import results
 from vitbench.charts import CHARTS
 from vitbench.cli.options import status
 from vitbench.errors import BadInput
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# By format, what keeps the time of the drawing out of the file, so that the same rows make the same file.
-_TIMELESS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
 def complete_chart(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -43,23 +37,13 @@ def plot(
     ],
 ) -> None:
     """Draw a chart of one or more result files."""
+    from vitbench.pictures import TIMELESS, rendered
+
     ending = output.suffix.lower()
-    if ending not in _TIMELESS:
-        raise BadInput(f"Cannot draw {output}: give a name that ends in {', '.join(_TIMELESS)}.")
+    if ending not in TIMELESS:
+        raise BadInput(f"Cannot draw {output}: give a name that ends in {', '.join(TIMELESS)}.")
     draw = CHARTS.load(chart).plot
     results.check_writable(output)
     rows = [row for file in files for row in results.read(file)]
-    results.write(output, _rendered(draw(rows), ending))
+    results.write(output, rendered(draw(rows), ending))
     status(f"Wrote {output}.")
-
-
-def _rendered(figure: Figure, ending: str) -> bytes:
-    from io import BytesIO
-
-    import matplotlib
-
-    file = BytesIO()
-    # Else the names inside an SVG are drawn at random.
-    with matplotlib.rc_context({"svg.hashsalt": "vitbench"}):
-        figure.savefig(file, format=ending.removeprefix("."), dpi=200, metadata=_TIMELESS[ending])
-    return file.getvalue()
