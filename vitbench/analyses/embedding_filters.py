@@ -144,7 +144,8 @@ def _tiles(layer: _Layer, components: int, center: bool, notes: list[str]) -> It
         raise BadInput(f"The weights of {layer.name} are not finite.")
     vectors, shares = principal_components(weight.flatten(1), components, center=center)
     if len(shares) < components:
-        notes.append(f"{layer.name} has {len(shares)} components with variance, not {components}.")
+        few = "1 component" if len(shares) == 1 else f"{len(shares)} components"
+        notes.append(f"{layer.name} has {few} with variance, not {components}.")
     images = vectors.view(-1, channels, t, p, q).permute(0, 2, 3, 4, 1)
     for number, (frames, share) in enumerate(zip(images, shares.tolist(), strict=True)):
         for frame, image in enumerate(frames):
