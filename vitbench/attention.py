@@ -73,16 +73,19 @@ class Call:
         found = rows.view(*(extents[axis] for axis in layout), *rows.shape[1:])
         return found.permute(*(layout.index(axis) for axis in "bgh"), *range(3, found.dim()))
 
-    def per_input(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def per_input(self, rows: Tensor, *, over: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sums a number a row over the queries that have a place, leaving out what is not a number.
 
         Args:
             rows: (maps, queries).
+            over: (G, queries), by which the numbers are divided first.
 
         Returns:
             The sums, (B, h) in float64 on the CPU, and how many numbers each is of, (B, h).
         """
         found = self.sorted(rows).cpu().double()
+        if over is not None:
+            found = found / over[None, :, None]
         counts = self.geometry.placed_queries[None, :, None] & ~found.isnan()
         return found.where(counts, 0.0).sum((1, 3)), counts.sum((1, 3))
 
@@ -115,13 +118,17 @@ class Block:
 
     def placed_mass(self) -> Tensor | None:
         """Gives the share of attention on keys that have a place, (m, rows); None where all keys have one."""
+        return None if self.call.distances.placed is None else self.over_placed(self.attention)
+
+    def over_placed(self, numbers: Tensor) -> Tensor:
+        """Sums (m, rows, keys) over the keys that have a place: (m, rows). Overwrites the scratch, if not all keys have one."""
         distances = self.call.distances
         if distances.placed is None:
-            return None
+            return numbers.sum(-1)
         if distances.first_placed is not None:
-            return self.attention[..., distances.first_placed :].sum(-1)
+            return numbers[..., distances.first_placed :].sum(-1)
         placed = distances.placed[:1] if self.call.kinds is None else distances.placed[self.call.kinds[self.maps]]
-        return torch.mul(self.attention, placed[:, None], out=self.scratch).sum(-1)
+        return torch.mul(numbers, placed[:, None], out=self.scratch).sum(-1)
 
 
 class Reader(ABC):
