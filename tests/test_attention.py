@@ -314,10 +314,11 @@ def test_multi_head_attention_is_seen_and_gives_what_it_gave(options: dict[str, 
 def test_torchs_transformer_takes_no_short_cut() -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
-    tokens = drawn(B, 6, 8)
-    outputs, keeping, _ = tapped(encoder, tokens)
-    same(outputs[0], untouched(encoder, tokens))
-    assert [call.layer for call in keeping.calls] == ["layers.0.self_attn", "layers.1.self_attn"]
+    model = Told(lambda x: encoder(drawn(B, 6, 8)))
+    model.encoder = encoder
+    outputs, keeping, _ = tapped(model)
+    same(outputs[0], untouched(model))
+    assert [call.layer for call in keeping.calls] == ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]
 
 
 # Blocks.

@@ -319,7 +319,7 @@ class Tap(Observer):
         if any(one.known is not None for one in self._stack):
             return True
         caller = self._caller()
-        if any(word in caller.rpartition(".")[2].lower() for word in ("attention", "attn")):
+        if any(word in caller.rpartition(".")[2].lower() for word in _CALLED):
             raise NotDefined(f"its attention class {caller} is not registered, so where its tokens lie is not known")
         return False
 
@@ -341,6 +341,7 @@ class Tap(Observer):
 
 
 _SOFTMAX = {torch.softmax, torch.special.softmax, torch.Tensor.softmax, functional.softmax}
+_CALLED = ("attention", "attn", "mhsa", "shsa")  # what classes call themselves that attend
 _OPTIMIZED = "torch._dynamo.eval_frame.OptimizedModule"  # by name: to import it takes a second
 
 

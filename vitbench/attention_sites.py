@@ -439,7 +439,7 @@ def _vivit(site: Site) -> Geometry:
     """ViViT's encoders: Model 1 over the clip, Model 2 within frames and then over their class tokens. Section 3.3."""
     t, h, w = _clip_grid(site)
     if site.within("vitbench.models.vivit.SpatioTemporal") is not None:
-        return raster((t, h, w), site.extents, prefix=1, named=("class",))
+        return _sampled(site, raster((t, h, w), site.extents, prefix=1, named=("class",)))
     factorised = site.within("vitbench.models.vivit.FactorisedEncoder")
     if factorised is None:
         raise site.wrong("it stands in no encoder known")
@@ -469,6 +469,19 @@ def _vivit(site: Site) -> Geometry:
             entry=entry,
         ),
     )
+
+
+def _sampled(site: Site, found: Geometry) -> Geometry:
+    """Puts tokens at the frames that were sampled, where a clip is not cut into tubelets that tile it. ViViT's figure 2."""
+    frames = getattr(site.model.patch_embed, "frames", None)
+    if frames is None:
+        return found
+    tokens = found.queries.clone()
+    placed = found.placed_queries[0]
+    tokens[0, placed, 0] = (torch.tensor(frames, dtype=torch.float64) + 0.5).repeat_interleave(
+        int(placed.sum()) // len(frames)
+    )
+    return _but(found, queries=tokens, keys=tokens)
 
 
 def _vivit_self_attention(site: Site) -> Geometry:
