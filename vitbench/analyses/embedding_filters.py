@@ -309,7 +309,7 @@ def _panel(ax: Axes, title: str, center: bool, last: FilterTile, picture: np.nda
     ax.set_anchor("N")
     of = "variance" if center else "sum of squares, not centred"
     kind = plain(last.kind) + (", frames from left to right" if last.frame else "")
-    caption = f"{wrapped(kind, 62)}\n{100 * last.cumulative_ratio:.1f} % of the {of}"
+    caption = f"{wrapped(kind, 80)}\n{100 * last.cumulative_ratio:.1f} % of the {of}"
     ax.set_title(wrapped(plain(title), 44), loc="left", fontsize=10, fontweight="bold", parse_math=False)
     ax.annotate(
         caption,
