@@ -281,6 +281,10 @@ def _of_weights(name: str, of: Subject, options: Options) -> Any:
         return module.analyze(of.model, input_size=tuple(of.setting.input_shape[-2:]))
     if of.ask.img_size is None and of.ask.num_frames is None:
         return module.analyze(of.model)
+    if of.ask.weights == "random":
+        raise BadInput(
+            "A random position table is drawn anew at each size: there is no before and after. Give trained weights, or no size."
+        )
     own = subject(replace(of.ask, img_size=None, num_frames=None))
     return module.analyze(own.model, resized=of.model)
 
@@ -433,7 +437,7 @@ def _batch_size(of: Subject, inputs: int) -> int:
     if of.ask.batch_size != "auto":
         return of.ask.batch_size
     most = min(_AUTO.get(of.device.type, _AUTO["elsewhere"]), max(1, inputs))
-    batch = 2 ** (most.bit_length() - 1)
+    batch: int = 1 << (most.bit_length() - 1)
     free = device.free(of.device)
     if len(of.setting.input_shape) == 4:
         batch = min(batch, 4)
@@ -451,7 +455,7 @@ def _batch_size(of: Subject, inputs: int) -> int:
             raise BadInput(
                 f"How much memory {of.setting.model} needs cannot be predicted ({one_line(error)}): give a --batch-size."
             ) from error
-        if peak.peak_bytes - peak.weights_bytes <= _ROOM * free:
+        if int(peak.peak_bytes - peak.weights_bytes) <= _ROOM * free:
             break
         batch //= 2
     return batch

@@ -302,7 +302,7 @@ def table(findings: Mapping[str, AttentionRollout]) -> Table:
                 }
             )
     shown = [
-        Column(heading="Model", text=lambda row: row["model"]),
+        *([Column(heading="Model", text=lambda row: row["model"])] if len(findings) > 1 else []),
         Column(heading="File", text=lambda row: row["name"]),
         Column(heading="Token", text=lambda row: row["token"]),
         Column(heading="Mass on places", text=lambda row: f"{row['placed_mass']:.4f}", numeric=True),
