@@ -1,8 +1,7 @@
 """Where attention happens: the attention classes of timm, torch and the native models, and how the tokens of each lie.
 
 A class is known by the full name of itself or of one of its bases, or it is not known: no geometry is guessed. One line of
-`SITES` makes a class known, with a function from a `Site` to a `Geometry`; a class whose weights relate no places has the reason
-instead.
+`SITES` makes a class known, with a function from a `Site` to a `Geometry`; one whose weights relate no places has a reason.
 """
 
 from __future__ import annotations
@@ -59,7 +58,10 @@ def _tokens(site: Site) -> Geometry:
     stated = prefix_of(site)
     if site.queries != site.keys or prefix < 0 or (stated is not None and prefix != stated):
         raise site.wrong(f"{site.queries} queries and {site.keys} keys, with a grid of {size(grid)}")
-    return raster(grid, site.extents if len(grid) == 3 else covered(site, grid), prefix=prefix)
+    named: tuple[str, ...] = ("class",) if prefix and getattr(site.model, "has_class_token", True) else ()
+    if getattr(site.model, "dist_token", None) is not None:
+        named = ("class", "distillation")
+    return raster(grid, site.extents if len(grid) == 3 else covered(site, grid), prefix=prefix, named=named)
 
 
 def _soft_split(site: Site) -> Geometry:
@@ -219,7 +221,7 @@ def _groups(
         grid=grid,
         key_grid=grid,
         pitch=whole.pitch,
-        chain=Chain(name=name, length=length, queries=members, keys=members, grid=grid) if chain else None,
+        chain=_chain(name, length, members, grid, ("class",) * min(1, prefix)) if chain else None,
     )
 
 
@@ -241,7 +243,7 @@ def _timesformer(site: Site) -> Geometry:
     """TimeSformer of one step: every frame by itself, or the whole clip."""
     t, h, w = _clip_grid(site)
     if site.queries == 1 + t * h * w:
-        return raster((t, h, w), site.extents, prefix=1)
+        return raster((t, h, w), site.extents, prefix=1, named=("class",))
     index = torch.arange(t * h * w).view(t, h * w)
     # A class token a frame: the sequence is that of all frames with theirs, one after another.
     found = _groups(site, index, (t, h, w), prefix=1, chain_prefix=0, chain=False)
@@ -251,14 +253,18 @@ def _timesformer(site: Site) -> Geometry:
 def _frame_chain(t: int, h: int, w: int) -> Chain:
     """Gives the chain of frames that each have a class token: frame by frame, class token first."""
     members = torch.arange(t * (1 + h * w)).view(t, 1 + h * w)
-    return Chain(name="frames", length=t * (1 + h * w), queries=members, keys=members, grid=(t, h, w))
+    return _chain("frames", t * (1 + h * w), members, (t, h, w), ("class",))
+
+
+def _chain(name: str, length: int, members: Tensor, grid: tuple[int, int, int], named: tuple[str, ...]) -> Chain:
+    return Chain(name=name, length=length, queries=members, keys=members, grid=grid, named=named)
 
 
 def _vivit(site: Site) -> Geometry:
     """ViViT's encoders: Model 1 over the clip, Model 2 within frames and then over their class tokens. Section 3.3."""
     t, h, w = _clip_grid(site)
     if site.within("vitbench.models.vivit.SpatioTemporal") is not None:
-        return raster((t, h, w), site.extents, prefix=1)
+        return _sampled(site, raster((t, h, w), site.extents, prefix=1, named=("class",)))
     factorised = site.within("vitbench.models.vivit.FactorisedEncoder")
     if factorised is None:
         raise site.wrong("it stands in no encoder known")
@@ -271,7 +277,7 @@ def _vivit(site: Site) -> Geometry:
     if (site.queries, site.keys) != (1 + t, 1 + t):
         raise site.wrong(f"{site.queries} queries over {t} temporal indices")
     entry = torch.cat((torch.tensor([-1]), torch.arange(t) * (1 + h * w)))
-    whole = chained("times", 1 + t, (t, 1, 1))
+    whole = chained("times", 1 + t, (t, 1, 1), ("class",))
     return Geometry(
         queries=times,
         keys=times,
@@ -284,9 +290,23 @@ def _vivit(site: Site) -> Geometry:
             queries=whole.queries,
             keys=whole.keys,
             grid=whole.grid,
+            named=whole.named,
             entry=entry,
         ),
     )
+
+
+def _sampled(site: Site, found: Geometry) -> Geometry:
+    """Puts tokens at the frames that were sampled, where a clip is not cut into tubelets that tile it. ViViT's figure 2."""
+    frames = getattr(site.model.patch_embed, "frames", None)
+    if frames is None:
+        return found
+    tokens = found.queries.clone()
+    placed = found.placed_queries[0]
+    tokens[0, placed, 0] = (torch.tensor(frames, dtype=torch.float64) + 0.5).repeat_interleave(
+        int(placed.sum()) // len(frames)
+    )
+    return but(found, queries=tokens, keys=tokens)
 
 
 def _vivit_self_attention(site: Site) -> Geometry:

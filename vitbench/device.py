@@ -199,6 +199,15 @@ def free_memory() -> int:
     return free
 
 
+def free(device: torch.device) -> int | None:
+    """Gives the bytes that can still be had on a device; None where its driver does not tell."""
+    if device.type == "cpu":
+        return free_memory()
+    with suppress(RuntimeError, AttributeError, NotImplementedError):
+        return int(torch.get_device_module(device).mem_get_info(device)[0])
+    return None
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Tells whether an error means that memory ran out: an accelerator's, or the machine's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

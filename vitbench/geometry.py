@@ -26,6 +26,7 @@ class Chain:
         length: tokens of one input, L.
         queries, keys: (G, queries) and (G, keys), each an index of the sequence.
         grid: frames, rows and columns of the tokens that have a place; they are the last of the sequence.
+        named: what a classifier may read of a group: names of its first tokens; empty where it reads their average.
         entry: (L,), which token of the sequence before each of this one's begins as; -1 for one that is new. None: the first.
     """
 
@@ -34,12 +35,13 @@ class Chain:
     queries: Tensor
     keys: Tensor
     grid: tuple[int, int, int]
+    named: tuple[str, ...] = ()
     entry: Tensor | None = None
 
     def same_as(self, other: Chain) -> bool:
         """Tells whether another chain is this one."""
         return (
-            (self.name, self.length, self.grid) == (other.name, other.length, other.grid)
+            (self.name, self.length, self.grid, self.named) == (other.name, other.length, other.grid, other.named)
             and torch.equal(self.queries, other.queries)
             and torch.equal(self.keys, other.keys)
             and (self.entry is None) == (other.entry is None)
@@ -77,7 +79,7 @@ class Geometry:
     unchained: str = ""
     embeds: bool = False
     part: str = ""
-    _on_device: dict[torch.device, Distances] = field(default_factory=dict)
+    _on_device: dict[torch.device, Distances] = field(default_factory=dict, init=False)
 
     @property
     def groups(self) -> int:
@@ -271,10 +273,10 @@ def places(rows: Axis, columns: Axis, frames: Axis = (0.0,), *, prefix: int = 0)
     return torch.cat((torch.full((prefix, 3), torch.nan, dtype=torch.float64), raster))[None]
 
 
-def chained(name: str, tokens: int, grid: tuple[int, int, int]) -> Chain:
+def chained(name: str, tokens: int, grid: tuple[int, int, int], named: tuple[str, ...] = ()) -> Chain:
     """Gives the chain of a call in which all tokens of a sequence attend to all."""
     every = torch.arange(tokens)[None]
-    return Chain(name=name, length=tokens, queries=every, keys=every, grid=grid)
+    return Chain(name=name, length=tokens, queries=every, keys=every, grid=grid, named=named)
 
 
 def raster(
@@ -283,6 +285,7 @@ def raster(
     *,
     prefix: int = 0,
     name: str = "tokens",
+    named: tuple[str, ...] = (),
     chain: bool = True,
     unchained: str = "",
 ) -> Geometry:
@@ -293,6 +296,7 @@ def raster(
         extents: of the input, in pixels, or frames and pixels.
         prefix: tokens without a place, which come first.
         name: of their sequence.
+        named: what a classifier may read: names of the first tokens.
         chain: whether maps of layers can be multiplied.
         unchained: why not.
     """
@@ -305,6 +309,6 @@ def raster(
         grid=(t, h, w),
         key_grid=(t, h, w),
         pitch=(length / t, height / h, width / w),
-        chain=chained(name, tokens.shape[1], (t, h, w)) if chain else None,
+        chain=chained(name, tokens.shape[1], (t, h, w), named) if chain else None,
         unchained=unchained,
     )

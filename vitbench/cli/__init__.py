@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import catalog, count, measure, report, sweep
+from vitbench.cli import analyze, catalog, count, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -58,6 +58,20 @@ app.command("memory", rich_help_panel="Measure")(measure.memory)
 app.command("max-batch", rich_help_panel="Measure")(measure.max_batch)
 app.command("bench", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.bench)
 app.command("sweep", rich_help_panel="Measure")(sweep.sweep)
+for name, command in {
+    "embedding-filters": analyze.embedding_filters,
+    "posemb-similarity": analyze.posemb_similarity,
+    "position-bias": analyze.position_bias,
+    "attn-distance": analyze.attn_distance,
+    "attn-entropy": analyze.attn_entropy,
+    "attn-rollout": analyze.attn_rollout,
+    "token-similarity": analyze.token_similarity,
+    "cka": analyze.cka,
+    "receptive-field": analyze.receptive_field,
+    "feature-maps": analyze.feature_maps,
+    "analyze": analyze.analyze,
+}.items():
+    app.command(name, rich_help_panel="Look inside")(command)
 app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)

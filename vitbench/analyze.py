@@ -1,0 +1,457 @@
+"""The verb behind `vitbench attn-distance` and its sisters: a model and images in, findings out, one forward pass for all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitbench import attention, build, catalog, device, environment, images, lifetimes, observing, passes
+from vitbench.analyses import ANALYSES
+from vitbench.analyses.attention_distance import DistanceReader
+from vitbench.analyses.attention_entropy import EntropyReader
+from vitbench.analyses.attention_rollout import RolloutReader
+from vitbench.analyses.cka import Grams
+from vitbench.analyses.feature_maps import ChannelMaps
+from vitbench.analyses.token_similarity import TokenPair
+from vitbench.errors import BadInput, NotDefined, NotSupported, one_line
+from vitbench.images import Images, Preprocessing
+from vitbench.records import AnalysisSetting, Dtype, Row, RunSetting, flatten
+from vitbench.units import size
+
+OF_WEIGHTS = ("embedding-filters", "posemb-similarity", "position-bias")
+"""What needs no image."""
+
+IN_PASS = ("attn-distance", "attn-rollout", "attn-entropy", "token-similarity", "cka", "feature-maps")
+"""What watches forward passes; one pass serves all."""
+
+ALONE = ("receptive-field",)
+"""What needs gradients, and so passes of its own."""
+
+# Inputs a batch that `auto` takes at most: more is no faster.
+_AUTO = {"cpu": 16, "elsewhere": 64}
+# Of the memory that is free, so much may be predicted to be used: the images and what reads them need room too.
+_ROOM = 0.6
+
+Along = Callable[[Iterable[images.Batch], int], Iterable[images.Batch]]
+"""Passes batches on, of so many inputs in all, and may show how they come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A model to look into, and how.
+
+    Attributes:
+        model: a catalog name, a timm name, or `package.module:factory`.
+        weights: pretrained, random, or the path of a file.
+        img_size, num_frames, input_shape: as `build.plan` takes them.
+        device: as `device.resolve` takes it.
+        dtype: of weights and activations.
+        batch_size: inputs a pass, or auto: as many as memory is predicted to hold, within reason.
+        seed: of random weights and of the sample of images.
+    """
+
+    model: str
+    weights: str = "pretrained"
+    img_size: tuple[int, int] | None = None
+    num_frames: int | None = None
+    input_shape: tuple[int, ...] | None = None
+    device: str = "auto"
+    dtype: Dtype = "fp32"
+    batch_size: int | Literal["auto"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model that is looked into.
+
+    Attributes:
+        model: on its device, in its dtype.
+        title: its name, and what a reader of a picture must know of it.
+        setting: the key of its rows.
+        ask: what was asked.
+    """
+
+    model: nn.Module
+    title: str
+    setting: AnalysisSetting
+    ask: Ask
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return torch.device(self.setting.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one analysis found, or why it is not defined.
+
+    Attributes:
+        analysis: its name.
+        subject: what was looked into; its setting says with how many inputs.
+        finding: as the analysis gives it; None where it is not defined.
+        refusal: why not, for people.
+    """
+
+    analysis: str
+    subject: Subject
+    finding: Any | None = None
+    refusal: str = ""
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What single analyses can be told.
+
+    Attributes:
+        components, center: of embedding-filters.
+        most_maps: inputs that attn-rollout keeps; None for all.
+        parts: of cka.
+        layers: of feature-maps and receptive-field.
+        variant, channels: of receptive-field.
+        limit: inputs that receptive-field averages over at most; None for as many as the paper.
+    """
+
+    components: int = 28
+    center: bool = True
+    most_maps: int | None = None
+    parts: bool = True
+    layers: tuple[str, ...] | None = None
+    variant: Literal["raghu", "replknet"] = "raghu"
+    channels: int | None = None
+    limit: int | None = None
+
+
+def subject(ask: Ask) -> Subject:
+    """Builds the model that was asked for.
+
+    Raises:
+        UnknownName: no model has that name.
+        BadInput: it cannot be built so, or the file does not fit it.
+        NotSupported: there are no pretrained weights, or no such device.
+    """
+    where = device.resolve(ask.device)
+    device.prepare(where, ask.dtype, torch.get_num_threads())
+    if where.type == "cpu":
+        device.limit_memory()
+    plan = build.plan(ask.model, img_size=ask.img_size, num_frames=ask.num_frames, input_shape=ask.input_shape)
+    options: dict[str, Any] = {"img_size": ask.img_size, "num_frames": ask.num_frames}
+    if ask.weights not in ("pretrained", "random") and ":" not in ask.model:
+        options["num_classes"] = 0  # no analysis reads the classifier, and many files have none, or another
+    try:
+        model = build.create_model(ask.model, weights=ask.weights, seed=ask.seed, device=where, **_given(options))
+        model.to(passes.DTYPES[ask.dtype])
+    except Exception as error:
+        if device.out_of_memory(error):
+            raise NotSupported(f"{ask.model} does not fit into the memory of {where}.") from error
+        raise
+    shape = ask.input_shape or plan.input_shape or build.input_shape(model)
+    if shape is None:
+        raise BadInput(f"{ask.model} does not say which input it takes; give it with --input, such as 3x224x224.")
+    weights = {"pretrained": "pretrained", "random": f"random weights (seed {ask.seed})"}.get(ask.weights)
+    setting = AnalysisSetting(
+        model=ask.model,
+        input_shape=tuple(shape),
+        weights=weights or f"file {Path(ask.weights).name}",
+        device=str(where),
+        dtype=ask.dtype,
+    )
+    about = {"pretrained": "", "random": "random weights"}.get(ask.weights, Path(ask.weights).name)
+    sized = size(tuple(shape)[-2:]) if ask.img_size else ""
+    said = ", ".join(part for part in (about, sized) if part)
+    return Subject(model=model, title=f"{ask.model} ({said})" if said else ask.model, setting=setting, ask=ask)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def preprocessing(of: Subject) -> Preprocessing:
+    """Gives what images go through before the model sees them: its own data config, at its real input."""
+    row = catalog.VARIANTS.get(of.ask.model)
+    return images.preprocessing(of.model, of.setting.input_shape, frame_stride=row.frame_stride if row else None)
+
+
+def look(
+    of: Subject,
+    names: Sequence[str],
+    found: Images | None = None,
+    *,
+    options: Options | None = None,
+    along: Along = lambda batches, _: batches,
+) -> Iterator[Outcome]:
+    """Runs analyses on a model, those that watch passes on one pass, and yields an outcome each.
+
+    A `KeyboardInterrupt` ends the pass; what was seen until then is given, and the setting says of how many inputs.
+
+    Args:
+        of: the model.
+        names: of analyses.
+        found: the images; None where only weights are looked at.
+        options: of single analyses.
+        along: may show how the batches come.
+
+    Raises:
+        BadInput: no image can be read, or memory runs out.
+        KeyboardInterrupt: after the outcomes of what had been seen.
+    """
+    options = options or Options()
+    for name in names:
+        if name in OF_WEIGHTS:
+            yield _guarded(name, of, lambda name=name: _of_weights(name, of, options))  # type: ignore[misc]
+    watching = [name for name in names if name in IN_PASS]
+    if watching:
+        yield from _in_pass(of, watching, _needed(found), options, along)
+    for name in names:
+        if name in ALONE:
+            run = _Run(of, _needed(found), along, batch_size=1)
+            yield _guarded(name, of, lambda run=run: _receptive_field(run, options), run=run)  # type: ignore[misc]
+            if run.interrupted:
+                raise KeyboardInterrupt
+
+
+def rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Gives the rows of an outcome for a file: setting, every number of the picture, environment."""
+    if outcome.finding is None:
+        return []
+    about = environment.describe()
+    return [
+        flatten(Row(setting=outcome.subject.setting, findings={"row": row}, environment=about))
+        for row in outcome.finding.rows
+    ]
+
+
+def compared(
+    first: Subject,
+    second: Subject,
+    found: Callable[[Subject], Images],
+    *,
+    options: Options,
+    along: Along = lambda batches, _: batches,
+) -> Outcome:
+    """Compares the layers of two models by CKA, on the same images, each with its own preprocessing."""
+    from vitbench.analyses import cka
+
+    batch = min(_batch_size(first, len(found(first))), _batch_size(second, len(found(second))))
+    runs = [_Run(one, found(one), along if one is first else _silently, batch_size=batch) for one in (first, second)]
+    try:
+        finding = cka.analyze(
+            first.model,
+            runs[0].batches(),
+            second.model,
+            runs[1].batches(),
+            parts=options.parts,
+            titles=(first.title, second.title),
+        )
+    except NotDefined as error:
+        raise error.of("cka", f"{first.ask.model} and {second.ask.model}") from error
+    return Outcome(analysis="cka", subject=runs[0].subject(), finding=finding)
+
+
+def _silently(batches: Iterable[images.Batch], _: int) -> Iterable[images.Batch]:
+    return batches
+
+
+def _guarded(name: str, of: Subject, work: Callable[[], Any], run: _Run | None = None) -> Outcome:
+    try:
+        finding = work()
+    except NotDefined as error:
+        return Outcome(analysis=name, subject=of, refusal=str(error.of(name, of.ask.model)))
+    return Outcome(analysis=name, subject=of if run is None else run.subject(), finding=finding)
+
+
+def _needed(found: Images | None) -> Images:
+    if found is None:
+        raise BadInput("This analysis looks at images: give them with --images DIR, or clips with --video.")
+    return found
+
+
+def _of_weights(name: str, of: Subject, options: Options) -> Any:
+    module = ANALYSES.load(name)
+    if name == "embedding-filters":
+        return module.analyze(of.model, components=options.components, center=options.center)
+    if name == "position-bias":
+        return module.analyze(of.model, input_size=tuple(of.setting.input_shape[-2:]))
+    if of.ask.img_size is None and of.ask.num_frames is None:
+        return module.analyze(of.model)
+    own = subject(replace(of.ask, img_size=None, num_frames=None))
+    return module.analyze(own.model, resized=of.model)
+
+
+def _receptive_field(run: _Run, options: Options) -> Any:
+    from vitbench.analyses import receptive_field
+
+    return receptive_field.analyze(
+        run.of.model,
+        run.batches(),
+        variant=options.variant,
+        channels=options.channels,
+        names=options.layers,
+        limit=options.limit,
+        seed=run.of.ask.seed,
+    )
+
+
+@dataclass
+class _Run:
+    """Batches of images on their way through a model: counted, named, and ended by an interrupt without an error."""
+
+    of: Subject
+    images: Images
+    along: Along
+    batch_size: int
+    inputs: int = 0
+    interrupted: bool = False
+    names: deque[str] = field(default_factory=deque)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Gives the inputs."""
+        self.inputs, self.names = 0, deque()
+        dtype = passes.DTYPES[self.of.ask.dtype]
+        batches = self.images.batches(self.batch_size, self.of.device, dtype)
+        for batch in self.along(batches, len(self.images)):
+            self.names.extend(batch.names)
+            yield batch.tensor
+            self.inputs += len(batch.tensor)
+
+    def subject(self) -> Subject:
+        """Gives the subject with what was looked at in its setting."""
+        setting = replace(
+            self.of.setting,
+            inputs=self.inputs,
+            batch_size=self.batch_size,
+            source=self.images.source,
+            preprocessing=self.images.preprocessing.text,
+        )
+        return replace(self.of, setting=setting)
+
+
+def _in_pass(of: Subject, names: Sequence[str], found: Images, options: Options, along: Along) -> Iterator[Outcome]:
+    run = _Run(of, found, along, _batch_size(of, len(found)))
+    watched, refused = _passed(run, names, options, {})
+    for name in names:
+        if name in refused:
+            yield Outcome(analysis=name, subject=of, refusal=str(refused[name].of(name, of.ask.model)))
+        else:
+            yield _guarded(name, of, lambda name=name: watched.finding(name), run=run)  # type: ignore[misc]
+    if run.interrupted:
+        raise KeyboardInterrupt
+
+
+def _passed(
+    run: _Run, names: Sequence[str], options: Options, refused: Mapping[str, NotDefined]
+) -> tuple[_Watched, Mapping[str, NotDefined]]:
+    """Runs the model once, and gives the observers and who of them refused it."""
+    left = [name for name in names if name not in refused]
+    watched = _Watched(run, left, options)
+    try:
+        if left:
+            watched.run(run.batches())
+    except NotDefined:
+        # One refuses, and the pass ended with it. Who does is asked on one batch; the others have the next pass.
+        refusing = {} if refused else _refusing(run, left, options)
+        if not refusing:
+            raise
+        return _passed(run, names, options, refusing)
+    except KeyboardInterrupt:
+        run.interrupted = True
+        if not run.inputs:
+            raise
+    except Exception as error:
+        if device.out_of_memory(error):
+            raise BadInput(
+                f"Memory ran out with batches of {run.batch_size}: give a smaller --batch-size, or a smaller --img-size."
+            ) from error
+        raise
+    return watched, refused
+
+
+def _refusing(run: _Run, names: Sequence[str], options: Options) -> dict[str, NotDefined]:
+    """Gives the analyses that refuse a model, each asked by itself on the first inputs."""
+    first = next(iter(run.batches()))
+    refused = {}
+    for name in names:
+        alone = _Watched(run, [name], options)
+        try:
+            alone.run([first])
+            alone.finding(name)
+        except NotDefined as error:
+            refused[name] = error
+        except BadInput:
+            pass  # too few inputs for it: not what was asked
+    return refused
+
+
+class _Watched:
+    """The observers of some analyses, on one pass."""
+
+    def __init__(self, run: _Run, names: Sequence[str], options: Options) -> None:
+        self._run = run
+        self._readers: dict[str, Any] = {}
+        self._observers: dict[str, Any] = {}
+        for name in names:
+            if name == "attn-distance":
+                self._readers[name] = DistanceReader()
+            elif name == "attn-entropy":
+                self._readers[name] = EntropyReader()
+            elif name == "attn-rollout":
+                as_picture = run.images.preprocessing.as_picture
+                self._readers[name] = RolloutReader(as_picture, self._names(), most=options.most_maps)
+            elif name == "token-similarity":
+                self._observers[name] = TokenPair()
+            elif name == "cka":
+                self._observers[name] = Grams(parts=options.parts)
+            else:
+                self._observers[name] = ChannelMaps(names=options.layers)
+        self._tap = attention.Tap(list(self._readers.values())) if self._readers else None
+
+    def _names(self) -> Iterator[str]:
+        while True:
+            yield self._run.names.popleft()
+
+    def run(self, batches: Iterable[Tensor]) -> None:
+        """Runs the model on batches, all observers watching."""
+        taps = [self._tap] if self._tap else []
+        observing.run(self._run.of.model, batches, [*taps, *self._observers.values()])
+
+    def finding(self, name: str) -> Any:
+        """Gives what an analysis found."""
+        if name in self._readers and self._tap is not None:
+            return self._readers[name].finding(self._tap.left_out)
+        return self._observers[name].finding()
+
+
+def _batch_size(of: Subject, inputs: int) -> int:
+    """Gives the batch size asked for; `auto` is the largest power of two of which a pass is predicted to fit, within reason."""
+    if of.ask.batch_size != "auto":
+        return of.ask.batch_size
+    most = min(_AUTO.get(of.device.type, _AUTO["elsewhere"]), max(1, inputs))
+    batch = 2 ** (most.bit_length() - 1)
+    free = device.free(of.device)
+    if len(of.setting.input_shape) == 4:
+        batch = min(batch, 4)
+    while batch > 1 and free is not None:
+        setting = RunSetting(
+            model=of.setting.model,
+            input_shape=of.setting.input_shape,
+            batch_size=batch,
+            device=of.setting.device,
+            dtype=of.ask.dtype,
+        )
+        try:
+            peak = lifetimes.peak(of.model, setting)
+        except Exception as error:
+            raise BadInput(
+                f"How much memory {of.setting.model} needs cannot be predicted ({one_line(error)}): give a --batch-size."
+            ) from error
+        if peak.peak_bytes - peak.weights_bytes <= _ROOM * free:
+            break
+        batch //= 2
+    return batch
