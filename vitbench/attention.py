@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from vitbench import attention_sites
 from vitbench.attention_sites import Elsewhere, Running, Site
@@ -184,9 +184,16 @@ class Tap(Observer):
 
         Raises:
             NotDefined: in the context: the model has no softmax attention, or one that is not known or cannot be seen.
+            RuntimeError: another tap is on, whose own arithmetic this one would take for the model's.
         """
+        if any(isinstance(mode, _Mode) for mode in _get_current_function_mode_stack()):
+            raise RuntimeError("A tap is on already; give one tap all the readers.")
         for name, module in model.named_modules():
-            if getattr(module, "_compiled_call_impl", None) is not None or isinstance(module, torch.jit.ScriptModule):
+            if (
+                getattr(module, "_compiled_call_impl", None) is not None
+                or isinstance(module, torch.jit.ScriptModule)
+                or _OPTIMIZED in attention_sites.ancestry(type(module))
+            ):
                 raise NotDefined(
                     f"{name or 'the model'} is compiled, and compiled attention cannot be seen; give it uncompiled"
                 )
@@ -222,7 +229,10 @@ class Tap(Observer):
             arguments = (*args, *kwargs.values())
             if module is model:
                 self._stack.clear()
-                shape = arguments[0].shape
+                inputs = arguments[0] if arguments else None
+                if not isinstance(inputs, Tensor) or inputs.dim() not in (4, 5):
+                    raise NotDefined("its input is no batch of images or clips, so there are no pixels to measure in")
+                shape = inputs.shape
                 self._batch = shape[0]
                 self._extents = (shape[2] if len(shape) == 5 else 1, shape[-2], shape[-1])
             self._stack.append(_Visit(Running(name, module, arguments), attention_sites.of(module)))
@@ -312,7 +322,7 @@ class Tap(Observer):
         if any(one.known is not None for one in self._stack):
             return True
         caller = self._caller()
-        if "attention" in caller.rpartition(".")[2].lower():
+        if any(word in caller.rpartition(".")[2].lower() for word in _CALLED):
             raise NotDefined(f"its attention class {caller} is not registered, so where its tokens lie is not known")
         return False
 
@@ -333,7 +343,9 @@ class Tap(Observer):
             reader.end(call)
 
 
-_SOFTMAX = {torch.softmax, torch.Tensor.softmax, functional.softmax}
+_SOFTMAX = {torch.softmax, torch.special.softmax, torch.Tensor.softmax, functional.softmax}
+_CALLED = ("attention", "attn", "mhsa", "shsa")  # what classes call themselves that attend
+_OPTIMIZED = "torch._dynamo.eval_frame.OptimizedModule"  # by name: to import it takes a second
 
 
 class _Mode(TorchFunctionMode):
@@ -369,30 +381,37 @@ class _Mode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        lead, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
+        if enable_gqa:
+            key, value = (one.repeat_interleave(query.shape[-3] // one.shape[-3], -3) for one in (key, value))
+        queries, keys = query.shape[-2], key.shape[-2]
+        lead = torch.broadcast_tensors(*(one[..., 0, 0] for one in (query, key, value)))[0].shape
         call = self._tap.opened(queries, keys, lead, query.device)
         if call is None:
             return functional.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale
             )
-        if enable_gqa:
-            key, value = (one.repeat_interleave(lead[-1] // one.shape[-3], -3) for one in (key, value))
+        query, key, value = (one.expand(*lead, *one.shape[-2:]) for one in (query, key, value))
         if is_causal:
             attn_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
-        bias = None if attn_mask is None else _Stack(_additive(attn_mask).expand(*lead, queries, keys))
+        bias, nothing = None, None
+        if attn_mask is not None:
+            attn_mask = _additive(attn_mask)
+            bias = _Stack(attn_mask.expand(*lead, queries, keys))
+            closed = (attn_mask == -math.inf).all(-1, keepdim=True)
+            nothing = _Stack(closed.expand(*lead, queries, 1)) if bool(closed.any()) else None
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         # As fused attention lays it out: heads side by side, which is how the next layer wants them.
         out = query.new_empty(*lead[:-1], queries, lead[-1], value.shape[-1]).movedim(-3, -2)
         asked, offered, worth, given = _Stack(query), _Stack(key), _Stack(value), _Stack(out)
         self._tap.begun(call)
         for outer, inner, rows, scores, scratch in _blocks(asked.outer, asked.inner, queries, keys, query.device):
-            some, every = asked.part(outer, inner, rows) * factor, offered.part(outer, inner)
-            torch.bmm(some.float(), every.float().mT, out=scores)
+            some, every = asked.part(outer, inner, rows).float() * factor, offered.part(outer, inner).float()
+            torch.bmm(some, every.mT, out=scores)
             if bias is not None:
                 scores += bias.part(outer, inner, rows)
             torch.softmax(scores, dim=-1, out=scores)
-            if bias is not None:
-                scores.nan_to_num_(0.0)  # a query that may attend to nothing gets nothing, as fused attention has it
+            if nothing is not None:  # a query that may attend to nothing gets nothing, as fused attention has it
+                scores.masked_fill_(nothing.part(outer, inner, rows), 0.0)
             self._tap.show(call, scores, scratch, asked.numbers(outer, inner), rows)
             weights = functional.dropout(scores, dropout_p) if dropout_p else scores
             given.put(torch.bmm(weights, worth.part(outer, inner).float()), outer, inner, rows)
@@ -404,7 +423,7 @@ class _Mode(TorchFunctionMode):
         call = self._tap.opened(queries, keys, lead, logits.device)
         if call is None:
             return otherwise()
-        out = torch.empty_like(logits, dtype=dtype or logits.dtype)
+        out = torch.empty(logits.shape, dtype=dtype or logits.dtype, device=logits.device)
         asked, given = _Stack(logits), _Stack(out)
         self._tap.begun(call)
         for outer, inner, rows, scores, scratch in _blocks(asked.outer, asked.inner, queries, keys, logits.device):

@@ -79,7 +79,7 @@ class Geometry:
     unchained: str = ""
     embeds: bool = False
     part: str = ""
-    _on_device: dict[torch.device, Distances] = field(default_factory=dict)
+    _on_device: dict[torch.device, Distances] = field(default_factory=dict, init=False)
 
     @property
     def groups(self) -> int:

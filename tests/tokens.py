@@ -1,0 +1,111 @@
+"""Where tokens lie, written out one by one, for tests to hold the geometry of attention against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+Point = tuple[float, float, float] | None
+"""Frame, pixels down, pixels across; None is a token without a place."""
+
+Group = tuple[list[Point], list[Point]]
+"""Queries and keys that attend to each other."""
+
+
+def grid(rows: int, columns: int, height: float, width: float, frames: Sequence[float] = (0.0,)) -> list[Point]:
+    """Gives the tokens of a clip, which share its frames' height and width evenly."""
+    return [
+        (frame, (row + 0.5) * height / rows, (column + 0.5) * width / columns)
+        for frame, row, column in product(frames, range(rows), range(columns))
+    ]
+
+
+def every(
+    stride: int, rows: int, columns: int, height: float, width: float, frames: Sequence[float] = (0.0,)
+) -> list[Point]:
+    """Gives every so manyth token each way: where a kernel of an odd side with half of it as padding stands."""
+    return [
+        (frame, (row + 0.5) * height / rows, (column + 0.5) * width / columns)
+        for frame, row, column in product(frames, range(0, rows, stride), range(0, columns, stride))
+    ]
+
+
+def merged(bins: Sequence[Sequence[int]], other_bins: Sequence[Sequence[int]], pitch: float) -> list[Point]:
+    """Gives the middles of blocks of tokens: which rows, and which columns, each covers."""
+    return [
+        (
+            0.0,
+            sum((row + 0.5) * pitch for row in down) / len(down),
+            sum((column + 0.5) * pitch for column in across) / len(across),
+        )
+        for down, across in product(bins, other_bins)
+    ]
+
+
+def squares(rows: int, columns: int, side: int, pitch: float) -> list[Point]:
+    """Gives the middles of squares of tokens."""
+    bins, other = ([range(first, first + side) for first in range(0, extent, side)] for extent in (rows, columns))
+    return merged(bins, other, pitch)
+
+
+def windows(
+    rows: int,
+    columns: int,
+    height: float,
+    width: float,
+    window: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+) -> list[Group]:
+    """Gives Swin's windows: the map is rolled up and left by the shift, padded below and right, and cut."""
+    groups: list[Group] = []
+    for top, left in product(range(0, rows, window[0]), range(0, columns, window[1])):
+        members: list[Point] = []
+        for i, j in product(range(top, top + window[0]), range(left, left + window[1])):
+            if i < rows and j < columns:
+                row, column = (i + shift[0]) % rows, (j + shift[1]) % columns
+                members.append((0.0, (row + 0.5) * height / rows, (column + 0.5) * width / columns))
+            else:
+                members.append(None)
+        groups.append((members, members))
+    return groups
+
+
+def dilated(rows: int, columns: int, height: float, width: float, side: int) -> list[Group]:
+    """Gives MaxViT's grids: tokens as far apart as `side` of them reach over the map."""
+    down, across = rows // side, columns // side
+    groups: list[Group] = []
+    for first, left in product(range(down), range(across)):
+        members: list[Point] = [
+            (0.0, (first + a * down + 0.5) * height / rows, (left + b * across + 0.5) * width / columns)
+            for a, b in product(range(side), range(side))
+        ]
+        groups.append((members, members))
+    return groups
+
+
+def apart(one: Point, other: Point) -> tuple[float, float]:
+    """Gives pixels and frames between two tokens that have a place."""
+    assert one is not None
+    assert other is not None
+    return math.hypot(one[1] - other[1], one[2] - other[2]), abs(one[0] - other[0])
+
+
+def uniform(rows: int, columns: int, pitch: float) -> float:
+    """Gives the mean distance of all pairs of tokens of a grid: offsets, each as often as it occurs."""
+    offsets = product(range(1 - rows, rows), range(1 - columns, columns))
+    total = sum((rows - abs(a)) * (columns - abs(b)) * math.hypot(a, b) for a, b in offsets)
+    return pitch * total / (rows * columns) ** 2
+
+
+def alike(groups: Sequence[Group]) -> tuple[float, float, float, float]:
+    """Gives the mean distance, in pixels and frames, of attention that is the same for all keys, renormalised and not."""
+    found = []
+    for queries, keys in groups:
+        placed = [key for key in keys if key is not None]
+        for query in queries:
+            if query is not None:
+                sums = [sum(distances) for distances in zip(*(apart(query, key) for key in placed), strict=True)]
+                found.append([total / count for count in (len(placed), len(keys)) for total in sums])
+    px, frames, paper_px, paper_frames = (sum(column) / len(found) for column in zip(*found, strict=True))
+    return px, frames, paper_px, paper_frames
