@@ -285,8 +285,11 @@ def _of_weights(name: str, of: Subject, options: Options) -> Any:
         raise BadInput(
             "A random position table is drawn anew at each size: there is no before and after. Give trained weights, or no size."
         )
-    own = subject(replace(of.ask, img_size=None, num_frames=None))
-    return module.analyze(own.model, resized=of.model)
+    # Not what the catalog has at that size, which is often another model, with weights of its own.
+    row = catalog.VARIANTS.get(of.ask.model)
+    same = of.ask if row is None or row.options else replace(of.ask, model=row.timm_name)
+    own = subject(replace(same, img_size=None, num_frames=None))
+    return module.analyze(own.model, resized=subject(same).model)
 
 
 def _receptive_field(run: _Run, options: Options) -> Any:
