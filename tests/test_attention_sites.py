@@ -31,7 +31,7 @@ from timm.models.xcit import Xcit
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.tokens import Group, Point, apart, dilated, every, grid, merged, squares, windows
+from tests.tokens import Group, Point, alike, apart, dilated, every, grid, merged, squares, stirred, windows, zeroed
 from vitbench import attention_sites, observing
 from vitbench.analyses.attention_distance import AttentionDistance, DistanceReader
 from vitbench.attention import Tap
@@ -424,17 +424,6 @@ FAMILIES = IMAGES | CLIPS
 # The slow and obvious implementation.
 
 
-def stirred(model: nn.Module) -> nn.Module:
-    """Draws weights so large that attention is far from uniform: else the order of tokens would not show."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                spread = 1.5 / math.sqrt(parameter[0].numel())
-                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 @contextmanager
 def kept(model: nn.Module, layers: set[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Gives the maps of each layer, call by call, (..., queries, keys), of the passes within the context."""
@@ -572,6 +561,25 @@ def test_a_family_agrees_with_the_slow_and_obvious(name: str, monkeypatch: pytes
             if row.distance_px is not None and row.uniform_px is not None:
                 far = max(far, abs(row.distance_px / row.uniform_px - 1))
     assert far > 0.02  # uniform attention could not tell one order of tokens from another
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "swin" not in name])
+def test_a_family_that_attends_alike_everywhere(name: str) -> None:
+    """Expected: means of distances. Swin's masks bound them; see test_attention_distance.py for its values."""
+    family = FAMILIES[name]
+    finding, _ = looked_at(zeroed(family.make()), torch.randn(1, *family.shape))
+    for row in finding.rows:
+        px, frames, paper_px, paper_frames = alike(family.layers[row.layer])
+        for found, expected in (
+            (row.distance_px, px),
+            (row.distance_paper_px, paper_px),
+            (row.distance_frames, frames),
+            (row.distance_paper_frames, paper_frames),
+            (row.uniform_px, px),
+            (row.uniform_paper_px, paper_px),
+            (row.uniform_frames, frames),
+        ):
+            assert (found or 0) == pytest.approx(expected, abs=1e-4)
 
 
 # Masks and biases.

@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.tokens import shifted as tokens_shifted
+from tests.tokens import uniform
 from vitbench.geometry import Geometry, binned, centres, chained, places, pooled, raster
 
 TOLERANCE = 1e-4  # pixels
 CPU = torch.device("cpu")
-
-
-def uniform(height: int, width: int, pitch: float) -> float:
-    """Gives the mean distance of all pairs of a grid: offsets, each as often as it occurs."""
-    offsets = product(range(1 - height, height), range(1 - width, width))
-    total = sum((height - abs(a)) * (width - abs(b)) * math.hypot(a, b) for a, b in offsets)
-    return pitch * total / (height * width) ** 2
 
 
 def windows(tokens: int, window: int, shift: int, pitch: float, *, masked: bool) -> Geometry:
@@ -190,11 +185,7 @@ def test_uniform_attention_within_windows(
     for shift, masked, expected in ((0, True, plain), (3, True, shifted), (3, False, unmasked)):
         found = windows(tokens, 7, shift, pitch, masked=masked)
         assert found.uniform(renormalised=True)[0] == pytest.approx(expected, abs=TOLERANCE)
-    # The closed form: windows whole, cut along one axis, and the one cut along both, into parts of 4 and 3 tokens.
-    count = tokens // 7
-    cut = [(7, 7)] * (count - 1) ** 2 + [(4, 7), (3, 7)] * (2 * (count - 1)) + [(4, 4), (4, 3), (3, 4), (3, 3)]
-    closed = sum(rows * columns * uniform(rows, columns, pitch) for rows, columns in cut) / tokens**2
-    assert closed == pytest.approx(shifted, abs=TOLERANCE)
+    assert tokens_shifted(tokens, 7, 3, pitch) == pytest.approx(shifted, abs=TOLERANCE)
 
 
 def test_a_window_of_eight() -> None:

@@ -1,10 +1,13 @@
-"""Where tokens lie, written out one by one, for tests to hold the geometry of attention against."""
+"""Where tokens lie, written out one by one, and models whose attention is known, for tests to hold analyses against."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import product
+
+import torch
+from torch import nn
 
 Point = tuple[float, float, float] | None
 """Frame, pixels down, pixels across; None is a token without a place."""
@@ -109,3 +112,49 @@ def alike(groups: Sequence[Group]) -> tuple[float, float, float, float]:
                 found.append([total / count for count in (len(placed), len(keys)) for total in sums])
     px, frames, paper_px, paper_frames = (sum(column) / len(found) for column in zip(*found, strict=True))
     return px, frames, paper_px, paper_frames
+
+
+def shifted(tokens: int, window: int, shift: int, pitch: float) -> float:
+    """Gives what `alike` does of Swin's windows on a square map, masked: the shift cuts those at the border, each way."""
+    pieces = [window] * (tokens // window - (shift > 0)) + [window - shift, shift] * (shift > 0)
+    total = sum(down * across * uniform(down, across, pitch) for down, across in product(pieces, repeat=2))
+    return total / tokens**2
+
+
+# Models whose attention is known.
+
+_ATTENDING = (
+    "qkv",
+    ".q.",
+    ".kv.",
+    "query",
+    "proj_q",
+    "proj_k",
+    "q_proj",
+    "k_proj",
+    "q_bias",
+    "rel_pos",
+    "relative_position_bias",
+    "cpb_mlp",
+    "in_proj",
+)
+
+
+def zeroed(model: nn.Module) -> nn.Module:
+    """Makes all queries, keys and biases zero or alike, so that attention is the same everywhere that it may reach."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in _ATTENDING):
+                parameter.zero_()
+    return model.eval()
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """Draws weights so large that attention is far from uniform: else the order of tokens would not show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                spread = 1.5 / math.sqrt(parameter[0].numel())
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
