@@ -20,11 +20,11 @@ def by_pairs(features: Sequence[Tensor]) -> Tensor:
     """Gives the similarity of all pairs, each from its features, (B, p) each -> (L, L)."""
     found = torch.empty(len(features), len(features))
     for i, x in enumerate(features):
-        k = _products(x)
-        own = _criterion(k, k)
+        a = _products(x)
+        own = _criterion(a, a)
         for j, y in enumerate(features):
-            l = _products(y)  # noqa: E741  # as the papers call it
-            found[i, j] = _criterion(k, l) / (own * _criterion(l, l)).sqrt()
+            b = _products(y)
+            found[i, j] = _criterion(a, b) / (own * _criterion(b, b)).sqrt()
     return found
 
 
@@ -41,13 +41,13 @@ def _products(x: Tensor) -> Tensor:
     return products.fill_diagonal_(0)
 
 
-def _criterion(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741  # as the papers call it
+def _criterion(a: Tensor, b: Tensor) -> Tensor:
     """Gives the unbiased criterion of two matrices without diagonal. Source: Song et al., JMLR 13 (2012), equation 5."""
-    n = len(k)
+    n = len(a)
     ones = torch.ones(n, 1)
-    sums = (ones.mT @ k @ ones) * (ones.mT @ l @ ones) / ((n - 1) * (n - 2))
-    both = ones.mT @ k @ l @ ones
-    return ((k @ l).trace() + sums.squeeze() - 2 * both.squeeze() / (n - 2)) / (n * (n - 3))
+    sums = (ones.mT @ a @ ones) * (ones.mT @ b @ ones) / ((n - 1) * (n - 2))
+    both = ones.mT @ a @ b @ ones
+    return ((a @ b).trace() + sums.squeeze() - 2 * both.squeeze() / (n - 2)) / (n * (n - 3))
 
 
 def best(run: Callable[[], object], rounds: int) -> float:

@@ -94,11 +94,11 @@ def gram(features: Tensor) -> Tensor:
     for place in range(0, width, step):
         part = features[:, place : place + step]
         now = torch.sub(part, first[:, place : place + step], out=shifted[:, : part.shape[1]])
-        # The upper right quarter is the lower left one's.
+        # The lower triangle will do; of the upper right quarter, nothing is made.
         whole[:half, :half].addmm_(now[:half], now[:half].mT)
         whole[half:].addmm_(now[half:], now.mT)
-    whole[:half, half:] = whole[half:, :half].mT
-    return whole.cpu().double()
+    lower = whole.cpu().double().tril()
+    return lower + lower.tril(-1).mT
 
 
 class Grams(observing.Observer):
