@@ -114,7 +114,7 @@ SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "swin_t": ({"img_size": (56, 112), "embed_dim": 24, "depths": (2, 1, 1, 1)}, (3, 56, 112)),
     "swinv2_t_w8": ({"img_size": (64, 128), "embed_dim": 24, "depths": (2, 1, 1, 1)}, (3, 64, 128)),
     "pvt_v2_b0": ({}, (3, 64, 96)),
-    "mvitv2_t": ({}, (3, 224, 224)),
+    "mvitv2_tiny": ({"img_size": 64}, (3, 64, 64)),
     "cvt_13": ({}, (3, 64, 96)),
     "t2t_vit_7": ({"img_size": (64, 96)}, (3, 64, 96)),
     "pvt_tiny": ({"img_size": (64, 96)}, (3, 64, 96)),
@@ -132,7 +132,9 @@ SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 def small(name: str) -> tuple[nn.Module, Tensor]:
     options, shape = SMALL[name]
-    model = build.create_model(name, **options).eval()
+    # timm's own door lets MViTv2's size through, which ours takes to follow by itself.
+    create = timm.create_model if name == "mvitv2_tiny" else build.create_model
+    model = create(name, **options).eval()
     return model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
