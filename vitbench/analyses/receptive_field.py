@@ -5,7 +5,8 @@ of the residual stream's middle, averaged over channels, its absolute values ave
 "Scaling Up Your Kernels to 31x31", Ding et al., arXiv 2203.06717, figure 1 and the areas of high contribution; official erf/.
 
 The stream is taken before the model's last norm: behind a LayerNorm, the mean over channels is a constant, whose gradient is 0.
-Where the branches end in a norm (Swin V2), the mean over channels does not see them for the same reason: take random channels.
+Layers of which that is so all the same, such as the normed patches of Swin and PVT before training, are left out; where the
+branches end in a norm (Swin V2), the mean over channels does not see them: random channels show the field.
 
 Shapes: B batch, T H W frames, rows and columns of the input, t gh gw of a layer's map, C channels.
 """
@@ -38,6 +39,7 @@ SHARES = (0.2, 0.3, 0.5, 0.99)
 """Parts of the field whose square is measured: those of RepLKNet's table."""
 
 _DIGITS = 6
+_ROUNDING = 1e-4
 _TILE_IN = 1.3
 _NARROWEST_IN = 3.2
 _TITLE_IN = 0.34
@@ -139,6 +141,13 @@ def analyze(
                 break
             image = image.detach().clone().requires_grad_(True)
             middles = _middles(model, image, wanted, skipped)
+            if not images and variant == "raghu" and channels is None:
+                for name in [name for name, (_, middle) in middles.items() if _is_constant_on_average(middle, image)]:
+                    skipped[name] = (
+                        f"the mean over the channels of {name} is the same for every image, as behind a norm: "
+                        "take random channels"
+                    )
+            middles = {name: middle for name, middle in middles.items() if name not in skipped}
             if variant == "replknet" and wanted is None:
                 middles = dict([*middles.items()][-1:])
             for place, (name, (grid, middle)) in enumerate(middles.items()):
@@ -220,14 +229,27 @@ def _field(
         targets = [middle[channel] for channel in chosen]
     whole = torch.zeros(image.shape[2:], dtype=torch.float64)
     for number, target in enumerate(targets):
-        if not target.requires_grad:
-            continue
-        keep = not (last and number == len(targets) - 1)
-        (gradient,) = torch.autograd.grad(target, image, retain_graph=keep, allow_unused=True)
-        if gradient is not None:
-            gradient = gradient.relu() if variant == "replknet" else gradient.abs()
-            whole += gradient[0].float().sum(dim=0).cpu().double() / len(targets)
+        gradient = _gradient(target, image, keep=not (last and number == len(targets) - 1))
+        gradient = gradient.relu() if variant == "replknet" else gradient.abs()
+        whole += gradient.sum(dim=0).cpu().double() / len(targets)
     return whole if whole.ndim == 3 else whole[None]
+
+
+def _is_constant_on_average(middle: Tensor, image: Tensor) -> bool:
+    """Says whether the mean over channels does not depend on the image, but for rounding, while the channels do."""
+    signs = torch.randint(2, middle.shape, generator=torch.Generator().manual_seed(0)).to(middle) * 2 - 1
+    mean, mixed = (
+        float(_gradient(target, image, keep=True).abs().sum()) for target in (middle.mean(), (signs * middle).mean())
+    )
+    return mean < _ROUNDING * mixed
+
+
+def _gradient(target: Tensor, image: Tensor, *, keep: bool) -> Tensor:
+    """Gives the gradient by the image, 0 where the target does not depend on it, (C, [T,] H, W)."""
+    if not target.requires_grad:
+        return torch.zeros_like(image[0])
+    gradient = torch.autograd.grad(target, image, retain_graph=keep, allow_unused=True, materialize_grads=True)[0]
+    return gradient[0].float()
 
 
 def _row(number: int, name: str, layer: _Layer, images: int, variant: Variant, channels: int | None) -> Field:
