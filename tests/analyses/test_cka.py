@@ -318,3 +318,13 @@ def test_the_table_says_in_short_how_alike_layers_are() -> None:
     assert [column.text(pair.rows[0]) for column in pair.columns] == ["a", "b", "1 x 2", "0.600", "0.700", "0.700"]
     alone = cka.table({"m": _finding([[1]])})
     assert [column.text(alone.rows[0]) for column in alone.columns][3:] == ["1.000", "-", "1.000"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+def test_an_accelerator_shows_the_same() -> None:
+    device = torch.accelerator.current_accelerator()
+    model, x = build.create_model("vit_ti16", img_size=32, depth=2, embed_dim=24, num_heads=2), random(4, 3, 32, 32)
+    here = [row.cka for row in cka.analyze(model, [x]).rows]
+    there = [row.cka for row in cka.analyze(model.to(device), [x.to(device)]).rows]
+    torch.testing.assert_close(torch.tensor(there), torch.tensor(here), rtol=1e-2, atol=1e-3)

@@ -356,3 +356,13 @@ def test_the_table_has_the_sides() -> None:
     assert [column.heading for column in made.columns] == headings
     assert [column.text(made.rows[1]) for column in made.columns] == ["m", "$layer$.1", "2x2", "2", "4", "4", "8"]
     assert made.notes == ["A note."]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+def test_an_accelerator_shows_the_same() -> None:
+    device = torch.accelerator.current_accelerator()
+    model, x = build.create_model("vit_ti16", img_size=32, depth=2, embed_dim=24, num_heads=2), images(4, 3, 32, 32)
+    here = [row.values for row in receptive_field.analyze(model, [x]).rows]
+    there = [row.values for row in receptive_field.analyze(model.to(device), [x.to(device)]).rows]
+    torch.testing.assert_close(torch.tensor(there), torch.tensor(here), rtol=1e-2, atol=1e-3)

@@ -166,3 +166,16 @@ def test_the_table_has_a_line_a_layer() -> None:
     cells = [[column.text(row) for column in made.columns] for row in made.rows]
     assert cells == [["m", "l0", "0.060", "-"], ["m", "l1", "0.100", "-"], ["m", "l2", "0.930", "0.010"]]
     assert made.notes == ["A note."]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+def test_an_accelerator_shows_the_same() -> None:
+    device = torch.accelerator.current_accelerator()
+    model, x = (
+        build.create_model("deit_ti16_dist", img_size=32, depth=2, embed_dim=24, num_heads=2),
+        images(4, 3, 32, 32),
+    )
+    here = [row.cosine for row in token_similarity.analyze(model, [x]).rows]
+    there = [row.cosine for row in token_similarity.analyze(model.to(device), [x.to(device)]).rows]
+    torch.testing.assert_close(torch.tensor(there), torch.tensor(here), rtol=1e-2, atol=1e-3)

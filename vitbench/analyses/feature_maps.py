@@ -183,11 +183,11 @@ class ChannelMaps(observing.Observer):
 
 
 def unusable(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Says which channels are dead, and which too large: (B, C, ...) -> two of (B, C), by the rules above."""
+    """Says which channels are dead, and which too large: (B, C, ...) -> two of (B, C) on the CPU, by the rules above."""
     places = features.flatten(2)
-    spread = places.std(dim=2, correction=0)
+    spread = places.std(dim=2, correction=0).cpu()
     dead = spread <= DEAD * spread.mean(dim=1, keepdim=True)
-    largest = places.abs().amax(dim=2)
+    largest = places.abs().amax(dim=2).cpu()
     usual = largest.masked_fill(dead, torch.nan).nanmedian(dim=1, keepdim=True).values
     return dead, largest > LARGE * usual
 
