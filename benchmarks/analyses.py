@@ -325,7 +325,8 @@ def main() -> None:
         spread = f"{cost.time_ratio_low:.{digits}f} to {cost.time_ratio_high:.{digits}f}"
         print(
             f"| {cost.what} | {cost.beside} | {cost.img_size}, {cost.images} "
-            f"| {cost.median_ms:.4g} | {cost.beside_median_ms:.4g} | {cost.time_ratio:.{digits}f} ({spread}) | {memory} | {with_weights} |"
+            f"| {cost.median_ms:.4g} | {cost.beside_median_ms:.4g} "
+            f"| {cost.time_ratio:.{digits}f} ({spread}) | {memory} | {with_weights} |"
         )
 
 
