@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -86,3 +87,6 @@ def results(session: nox.Session) -> None:
     _install(session)
     session.run("vitbench", "flops", "--all", "--output", "results/flops.csv")
     session.run("vitbench", "verify", "--output", "results/verify.csv")
+    for line in Path("results/gallery.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("vitbench "):
+            session.run(*shlex.split(line))
