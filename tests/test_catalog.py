@@ -115,3 +115,14 @@ def test_misspelt_names_and_families_get_suggestions() -> None:
         catalog.find("swim_b")
     with pytest.raises(UnknownName, match="swin"):
         catalog.of_family("swim")
+
+
+def test_the_demonstration_model_is_found_and_is_in_no_table() -> None:
+    demo = catalog.find("vit_demo")
+    assert demo is catalog.DEMO
+    assert demo.name not in catalog.VARIANTS
+    assert demo.family not in catalog.families()
+    assert not published.find(demo.published_ids)
+    model = build.plan(demo.name).build("meta")
+    assert build.input_shape(model) == demo.input_shape
+    assert model.num_classes == demo.num_classes
