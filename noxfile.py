@@ -78,6 +78,7 @@ def smoke(session: nox.Session) -> None:
     session.chdir(session.create_tmp())
     session.run("vitbench", "flops", "swin_b")
     session.run("vitbench", "list", "swin")
+    session.run("python", "-c", "import vitbench; vitbench.create_model('vit_demo', weights='pretrained')")
     session.run("vitbench", "sweep", "smoke", "--output", "smoke", "--resume")
 
 
