@@ -723,7 +723,7 @@ class Bare(nn.Module):
         (lambda: Bare(Attention(4, num_heads=1)), "Bare does not tell the grid of its tokens (patch_embed.grid_size)"),
         (
             lambda: Bare(WindowAttention(4, 1, window_size=6)),
-            "the tokens of attn do not lie as known of its class: there is no block of windows around it",
+            "the tokens of attn do not lie as known of its class: there is no SwinTransformerBlock around it",
         ),
     ],
     ids=["a token more", "no grid", "no windows"],

@@ -115,3 +115,27 @@ def test_misspelt_names_and_families_get_suggestions() -> None:
         catalog.find("swim_b")
     with pytest.raises(UnknownName, match="swin"):
         catalog.of_family("swim")
+
+
+def test_clips_are_sampled_as_their_papers_say() -> None:
+    """TimeSformer: the official configs/Kinetics (8x32, 16x16, 96x4); ViViT: scenic's configs; MViT: the name's last number."""
+    for row in ROWS:
+        if row.modality == "image":
+            assert row.frame_stride is None, row.name
+        elif row.family == "timesformer":
+            assert (row.input_shape[1], row.frame_stride) in ((8, 32), (16, 16), (96, 4)), row.name
+        elif row.family == "vivit":
+            assert (row.input_shape[1], row.frame_stride) == (32, 2), row.name
+        else:
+            assert row.name.endswith(f"_{row.input_shape[1]}x{row.frame_stride}"), row.name
+
+
+def test_the_demonstration_model_is_found_and_is_in_no_table() -> None:
+    demo = catalog.find("vit_demo")
+    assert demo is catalog.DEMO
+    assert demo.name not in catalog.VARIANTS
+    assert demo.family not in catalog.families()
+    assert not published.find(demo.published_ids)
+    model = build.plan(demo.name).build("meta")
+    assert build.input_shape(model) == demo.input_shape
+    assert model.num_classes == demo.num_classes

@@ -281,8 +281,15 @@ def _of_weights(name: str, of: Subject, options: Options) -> Any:
         return module.analyze(of.model, input_size=tuple(of.setting.input_shape[-2:]))
     if of.ask.img_size is None and of.ask.num_frames is None:
         return module.analyze(of.model)
-    own = subject(replace(of.ask, img_size=None, num_frames=None))
-    return module.analyze(own.model, resized=of.model)
+    if of.ask.weights == "random":
+        raise BadInput(
+            "A random position table is drawn anew at each size: there is no before and after. Give trained weights, or no size."
+        )
+    # Not what the catalog has at that size, which is often another model, with weights of its own.
+    row = catalog.VARIANTS.get(of.ask.model)
+    same = of.ask if row is None or row.options else replace(of.ask, model=row.timm_name)
+    own = subject(replace(same, img_size=None, num_frames=None))
+    return module.analyze(own.model, resized=subject(same).model)
 
 
 def _receptive_field(run: _Run, options: Options) -> Any:
@@ -433,7 +440,7 @@ def _batch_size(of: Subject, inputs: int) -> int:
     if of.ask.batch_size != "auto":
         return of.ask.batch_size
     most = min(_AUTO.get(of.device.type, _AUTO["elsewhere"]), max(1, inputs))
-    batch = 2 ** (most.bit_length() - 1)
+    batch: int = 1 << (most.bit_length() - 1)
     free = device.free(of.device)
     if len(of.setting.input_shape) == 4:
         batch = min(batch, 4)
@@ -451,7 +458,7 @@ def _batch_size(of: Subject, inputs: int) -> int:
             raise BadInput(
                 f"How much memory {of.setting.model} needs cannot be predicted ({one_line(error)}): give a --batch-size."
             ) from error
-        if peak.peak_bytes - peak.weights_bytes <= _ROOM * free:
+        if int(peak.peak_bytes - peak.weights_bytes) <= _ROOM * free:
             break
         batch //= 2
     return batch

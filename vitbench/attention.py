@@ -229,7 +229,10 @@ class Tap(Observer):
             arguments = (*args, *kwargs.values())
             if module is model:
                 self._stack.clear()
-                shape = arguments[0].shape
+                inputs = arguments[0] if arguments else None
+                if not isinstance(inputs, Tensor) or inputs.dim() not in (4, 5):
+                    raise NotDefined("its input is no batch of images or clips, so there are no pixels to measure in")
+                shape = inputs.shape
                 self._batch = shape[0]
                 self._extents = (shape[2] if len(shape) == 5 else 1, shape[-2], shape[-1])
             self._stack.append(_Visit(Running(name, module, arguments), attention_sites.of(module)))

@@ -6,14 +6,19 @@ A name becomes a `Plan`, which knows the input before anything is built; a plan 
 from __future__ import annotations
 
 import importlib
+import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
+from huggingface_hub import constants as hub_constants
 from torch import Tensor, nn
 
 from vitbench import catalog, checkpoints, models
@@ -339,7 +344,35 @@ def _pretrained(planned: Plan, device: str | torch.device) -> nn.Module:
     another = planned.variant is not None and planned.variant.options
     if another or cfg is None or not cfg.has_weights:
         raise NotSupported(f"No pretrained weights of {planned.name} are published with timm; give the path of a file.")
-    return planned.build(device, pretrained=True)
+    with _hub():
+        try:
+            return planned.build(device, pretrained=True)
+        except BadInput as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            # What cannot be reached, or is not in a cache, is an OSError with every library that timm downloads by.
+            raise BadInput(
+                f"The pretrained weights of {planned.name} are not in the cache, and where they are published cannot be reached. "
+                "Get them elsewhere and give the file (--weights FILE), or take random ones (--weights random)."
+            ) from error
+
+
+@contextmanager
+def _hub() -> Iterator[None]:
+    """Spares the user a minute of attempts, each with a warning, where the hub's name is not even known: its cache is enough."""
+    host = urlsplit(hub_constants.ENDPOINT).hostname
+    reachable = True
+    if not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            reachable = False
+    offline = hub_constants.HF_HUB_OFFLINE
+    try:
+        hub_constants.HF_HUB_OFFLINE = offline or not reachable
+        yield
+    finally:
+        hub_constants.HF_HUB_OFFLINE = offline
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path, *, classes_given: bool, size_given: bool) -> None:

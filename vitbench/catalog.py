@@ -148,6 +148,7 @@ class Variant:
         timm_name: the entry point registered with timm, with the tag of the weights where timm has several.
         input_shape: channels x height x width, or channels x frames x height x width for clips.
         num_classes: classes of the official variant's classifier.
+        frame_stride: of a clip, frames of the video from one of the clip to the next, as the paper samples Kinetics-400.
         options: keyword arguments that make the entry point this architecture; it has no weights for it then.
         published_ids: ids under which published.csv has its figures.
         note: what a reader must know not to take it for another model.
@@ -159,6 +160,7 @@ class Variant:
     timm_name: str
     input_shape: tuple[int, ...]
     num_classes: int = IMAGENET_CLASSES
+    frame_stride: int | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     published_ids: tuple[str, ...] = ()
     note: str = ""
@@ -200,6 +202,7 @@ def _clip(
     paper: str,
     name: str,
     frames: int,
+    stride: int,
     size: int = 224,
     *,
     published: tuple[str, ...] = ("",),
@@ -212,6 +215,7 @@ def _clip(
         timm_name=name,
         input_shape=(3, frames, size, size),
         num_classes=KINETICS400_CLASSES,
+        frame_stride=stride,
         published_ids=tuple(one or name for one in published),
         note=note,
     )
@@ -222,7 +226,7 @@ def _vivit(size: str, tubelet: str) -> tuple[Variant, ...]:
     name = f"vivit_{size}_{tubelet}"
     long = {"vivit_l_16x2_fe": ("", "vivit_l_16x2_fe_128f")}
     return tuple(
-        _clip("vivit", "vivit", f"{name}_{model}", 32, published=long.get(f"{name}_{model}", ("",)), note=note)
+        _clip("vivit", "vivit", f"{name}_{model}", 32, 2, published=long.get(f"{name}_{model}", ("",)), note=note)
         for model, note in _VIVIT_MODELS.items()
     )
 
@@ -494,30 +498,32 @@ _ROWS = (
     *_compact("vit_lite", "vit_lite_7_16_32", _VIT_LITE),
     # ViViT: the sides of a tubelet and its frames, then the model.
     *(row for size in "blh" for tubelet in ("16x2", "14x2", "16x4", "16x8") for row in _vivit(size, tubelet)),
-    _clip("vivit", "vivit", "vivit_b_16x2_avgpool", 32, note="Model 2 without temporal encoder: an average over time"),
-    _clip("vivit", "vivit", "vivit_b_16x4_m1_uniform", 32, note="Model 1 on patches of 8 frames, sampled uniformly"),
+    _clip(
+        "vivit", "vivit", "vivit_b_16x2_avgpool", 32, 2, note="Model 2 without temporal encoder: an average over time"
+    ),
+    _clip("vivit", "vivit", "vivit_b_16x4_m1_uniform", 32, 2, note="Model 1 on patches of 8 frames, sampled uniformly"),
     # TimeSformer.
-    _clip("timesformer", "timesformer", "timesformer_space", 8, note="every frame by itself"),
-    _clip("timesformer", "timesformer", "timesformer_joint", 8, note="every patch of the clip"),
-    _clip("timesformer", "timesformer", "timesformer_divided", 8, note=_DIVIDED),
-    _clip("timesformer", "timesformer", "timesformer", 8, published=("timesformer_divided",), note=_DIVIDED),
-    _clip("timesformer", "timesformer", "timesformer_lg", 8, note="sparse local, then sparse global attention"),
-    _clip("timesformer", "timesformer", "timesformer_axial", 8, note="attention over time, width, height"),
-    _clip("timesformer", "timesformer", "timesformer_hr", 16, 448, note=_DIVIDED),
-    _clip("timesformer", "timesformer", "timesformer_l", 96, published=("", "timesformer_l_64f"), note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer_space", 8, 32, note="every frame by itself"),
+    _clip("timesformer", "timesformer", "timesformer_joint", 8, 32, note="every patch of the clip"),
+    _clip("timesformer", "timesformer", "timesformer_divided", 8, 32, note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer", 8, 32, published=("timesformer_divided",), note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer_lg", 8, 32, note="sparse local, then sparse global attention"),
+    _clip("timesformer", "timesformer", "timesformer_axial", 8, 32, note="attention over time, width, height"),
+    _clip("timesformer", "timesformer", "timesformer_hr", 16, 16, 448, note=_DIVIDED),
+    _clip("timesformer", "timesformer", "timesformer_l", 96, 4, published=("", "timesformer_l_64f"), note=_DIVIDED),
     # MViT: frames and the distance between them.
-    _clip("mvit", "mvit", "mvit_s_16x4", 16, note=_SMALL_MVIT),
-    _clip("mvit", "mvit", "mvit_b_16x4", 16),
-    _clip("mvit", "mvit", "mvit_b_32x3", 32),
-    _clip("mvit", "mvit", "mvit_b_64x3", 64),
-    _clip("mvit", "mvit", "mvit_b_24_32x3", 32, note="24 layers; pooling kernels of a stride and one more"),
+    _clip("mvit", "mvit", "mvit_s_16x4", 16, 4, note=_SMALL_MVIT),
+    _clip("mvit", "mvit", "mvit_b_16x4", 16, 4),
+    _clip("mvit", "mvit", "mvit_b_32x3", 32, 3),
+    _clip("mvit", "mvit", "mvit_b_64x3", 64, 3),
+    _clip("mvit", "mvit", "mvit_b_24_32x3", 32, 3, note="24 layers; pooling kernels of a stride and one more"),
     _image("mvit", "mvit", "mvit_b_16_image", "mvit_b_16_image"),
     _image("mvit", "mvit", "mvit_b_24_image", "mvit_b_24_image", note="24 layers"),
     _image("mvit", "mvit", "mvit_b_24_wide_image", "mvit_b_24_wide_image", 320, note="24 layers, from 112 channels"),
     # MViTv2, clips.
-    _clip("mvitv2", "mvitv2", "mvitv2_s_16x4", 16),
-    _clip("mvitv2", "mvitv2", "mvitv2_b_32x3", 32),
-    _clip("mvitv2", "mvitv2", "mvitv2_l_40x3", 40, 312, published=("", "mvitv2_l_32x3")),
+    _clip("mvitv2", "mvitv2", "mvitv2_s_16x4", 16, 4),
+    _clip("mvitv2", "mvitv2", "mvitv2_b_32x3", 32, 3),
+    _clip("mvitv2", "mvitv2", "mvitv2_l_40x3", 40, 3, 312, published=("", "mvitv2_l_32x3")),
 )
 
 # What a family's name alone would let a reader take for another.
@@ -530,6 +536,17 @@ FAMILY_NOTES: Mapping[str, str] = MappingProxyType(
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({row.name: row for row in _ROWS})
 
+# No paper has it and nothing is published of it, so it is in no table of the catalog; it is found by its name.
+DEMO = _image(
+    "demo",
+    "vit",
+    "vit_demo",
+    "vit_demo",
+    112,
+    num_classes=0,
+    note="not of the paper, but its architecture made small; trained weights come with vitbench, for trying analyses out",
+)
+
 
 def families() -> tuple[str, ...]:
     """Gives the names of the families, in the order of the catalog."""
@@ -537,11 +554,13 @@ def families() -> tuple[str, ...]:
 
 
 def find(name: str) -> Variant:
-    """Gives the row of a name.
+    """Gives the row of a name, `DEMO`'s too.
 
     Raises:
         UnknownName: the catalog has no such row; the error suggests near ones.
     """
+    if name == DEMO.name:
+        return DEMO
     try:
         return VARIANTS[name]
     except KeyError:

@@ -60,6 +60,7 @@ class Activation:
         grids: where its tokens may lie, the likeliest first.
         prefix: tokens that the model puts before those of the image.
         channels_last: whether the model says that its maps are.
+        batch_second: whether a block of this pass has the batch on its second axis, as torch's own Transformer layers may.
         in_order: whether its tokens are in reading order; those of a model that unrolls them, as Hiera, are not.
     """
 
@@ -70,6 +71,7 @@ class Activation:
     grids: tuple[Grid, ...]
     prefix: int
     channels_last: bool
+    batch_second: bool = False
     in_order: bool = True
 
     def examples(self) -> Tensor:
@@ -81,8 +83,7 @@ class Activation:
             NotDefined: the first axis is not the batch's.
         """
         batch, shape = self.input_shape[0], self.output.shape
-        sequence_first = len(shape) > 1 and shape[0] != batch and shape[1] == batch
-        if not shape or shape[0] % batch or sequence_first:
+        if not shape or shape[0] % batch or self.batch_second:
             raise NotDefined(f"{self.layer} gives {size(tuple(shape))}, whose first axis is not the batch of {batch}")
         return self.output.reshape(batch, -1)
 
@@ -259,6 +260,7 @@ class _Pass:
 
     input: Tensor | None = None
     last: Tensor | None = None
+    batch_second: bool = False
     calls: dict[str, int] = field(default_factory=dict)
 
 
@@ -281,12 +283,16 @@ def watched(model: nn.Module, see: Callable[[Activation], None], *, parts: bool 
     channels_last = str(getattr(model, "output_fmt", "")).rpartition(".")[2].upper() == "NHWC"
 
     def begin(_: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        now.input, now.last = _first((*arguments, *options.values())), None
+        now.input, now.last, now.batch_second = _first((*arguments, *options.values())), None, False
         now.calls.clear()
 
     def given(name: str, kind: Kind, module_path: str, x: Tensor | None, stated: Iterable[Any]) -> None:
         if x is None or now.input is None:
             return
+        batch = len(now.input)
+        # Parts may have as many tokens in a window as there are images; blocks hardly so.
+        if kind != "part" and x.ndim > 2 and x.shape[0] != batch and x.shape[1] == batch:
+            now.batch_second = True
         run = now.calls[name] = now.calls.get(name, 0) + 1
         grids = [*map(_as_grid, stated), *_grids_around(model, module_path, now.input.shape)]
         see(
@@ -298,6 +304,7 @@ def watched(model: nn.Module, see: Callable[[Activation], None], *, parts: bool 
                 grids=tuple(dict.fromkeys(grid for grid in grids if grid)),
                 prefix=prefix,
                 channels_last=channels_last,
+                batch_second=now.batch_second,
                 in_order=not hasattr(model, "unroll"),
             )
         )

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
+from matplotlib.figure import Figure
 from timm.layers import Attention
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
@@ -36,11 +38,13 @@ from tests.tokens import (
     zeroed,
 )
 from vitbench import attention, attention_sites
-from vitbench.analyses.attention_distance import HeadDistance, analyze
+from vitbench.analyses import attention_distance
+from vitbench.analyses.attention_distance import HeadDistance, Mode, analyze
 from vitbench.build import create_model
 from vitbench.errors import BadInput
 from vitbench.geometry import Geometry, raster
 from vitbench.models import coatnet, t2t_vit
+from vitbench.pictures import rendered
 
 ON_THE_TAP = 1e-4  # pixels
 THROUGH_A_MODEL = 1e-3
@@ -764,3 +768,70 @@ def test_an_accelerator_measures_the_same(dtype: torch.dtype, bound: float, fuse
     for one, other in zip(found, expected, strict=True):
         assert one.distance_px == pytest.approx(other.distance_px, abs=bound)
         assert one.distance_paper_px == pytest.approx(other.distance_paper_px, abs=bound)
+
+
+# Pictures and tables.
+
+
+def _drawn(mode: Mode = "paper", *, by_head: bool = False, **options: Any) -> Figure:
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        **{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 6, "num_heads": 4} | options
+    )
+    finding = attention_distance.analyze(model, [torch.randn(2, 3, 32, 32)])
+    return attention_distance.draw({"a $model$ <b>": finding, "again": finding}, mode=mode, by_head=by_head)
+
+
+def test_the_picture_has_the_papers_axes() -> None:
+    """Section E of the definitions: labels, heads in the legend, an axis that ends at 130 pixels for an input of 224."""
+    first, second = _drawn().axes
+    assert first.get_xlabel() == "Network depth (layer)"
+    assert first.get_ylabel() == "Mean attention distance (pixels)"
+    assert second.get_ylabel() == ""
+    assert list(first.get_ylim()) == pytest.approx([0, 130 * 32 / 224])
+    legend = first.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["Head 1", "Head 2", "Head 3", "..."]
+    assert first.get_title() == "a $model$ <b>"
+
+
+def test_heads_sorted_are_of_the_two_lowest_and_the_two_highest_layers() -> None:
+    ax = _drawn(by_head=True).axes[0]
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [f"blocks.{number}.attn" for number in (0, 1, 4, 5)]
+    for line in ax.get_lines():
+        heights = np.asarray(line.get_ydata(), dtype=float)
+        assert (np.diff(heights) >= 0).all()
+
+
+@pytest.mark.parametrize("mode", attention_distance.MODES)
+def test_a_dot_stands_at_each_number_of_the_rows_and_the_same_numbers_make_the_same_file(
+    mode: Mode,
+) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3)
+    finding = attention_distance.analyze(model, [torch.randn(2, 3, 32, 32)])
+    figure = attention_distance.draw({"m": finding}, mode=mode)
+    dots = {
+        (float(x), float(y))
+        for line in figure.axes[0].get_lines()
+        if line.get_marker() == "."
+        for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+    }
+    column = "distance_paper_px" if mode == "paper" else "distance_px"
+    assert dots == {(row.depth, getattr(row, column)) for row in finding.rows}
+    again = attention_distance.draw({"m": finding}, mode=mode)
+    assert rendered(figure, ".png") == rendered(again, ".png")
+
+
+def test_the_table_has_a_line_a_layer() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3)
+    finding = attention_distance.analyze(model, [torch.randn(2, 3, 32, 32)])
+    found = attention_distance.table({"m": finding})
+    assert [row["layer"] for row in found.rows] == ["blocks.0.attn", "blocks.1.attn"]
+    for row in found.rows:
+        assert row["least_px"] <= row["mean_px"] <= row["most_px"]
+    assert found.columns[0].heading == "Layer"  # one model needs no name
+    assert attention_distance.table({"a": finding, "b": finding}).columns[0].heading == "Model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,11 +47,11 @@ class _Model(nn.Module):
         tokens = maps[0].shape[-1]
         self.num_prefix_tokens = prefix
         self.grid_size = (1, tokens - prefix)
+        self.tokens = tokens
         self.layers = nn.Sequential(*(_Planted(one) for one in maps))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.layers[0].maps.shape[-1]
-        out: Tensor = self.layers(torch.zeros(len(x), tokens, tokens))
+        out: Tensor = self.layers(torch.zeros(len(x), self.tokens, self.tokens))
         return out
 
 
@@ -67,7 +68,7 @@ def test_uniform_attention() -> None:
     row = _class_row(*[torch.full((tokens, tokens), 1 / tokens)] * depth)
     assert row[1].item() == pytest.approx(0.0050749028, abs=1e-7)
     assert row[0].item() == pytest.approx(0.0053190435, abs=3e-6)
-    assert row[1:].sum().item() == pytest.approx(0.9946809566, abs=1e-6)
+    assert row[1:].sum().item() == pytest.approx(0.9946809566, abs=3e-6)
 
 
 def test_a_cyclic_shift_gives_the_binomial_distribution() -> None:
@@ -169,7 +170,7 @@ def test_a_distilled_model_has_a_row_for_each_of_its_tokens() -> None:
         assert np.allclose(row.values, whole[2:], atol=1e-6)
 
 
-def _clip_model(name: str, **options: object) -> tuple[nn.Module, Tensor]:
+def _clip_model(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = build.create_model(
         name, img_size=32, num_frames=4, num_classes=3, embed_dim=24, depth=2, num_heads=2, **options
@@ -290,7 +291,7 @@ def test_the_papers_rendering_shows_the_picture_where_the_weight_is() -> None:
     assert shown.max() == pytest.approx(1)
     assert shown.min() == pytest.approx(0)
     brightest = np.unravel_index(shown[..., 0].argmax(), shown.shape[:2])
-    assert (brightest[0] // 10, brightest[1] // 10) == (1, 2)
+    assert [int(place) // 10 for place in brightest] == [1, 2]
 
 
 def test_the_table_names_the_peak() -> None:

@@ -234,7 +234,7 @@ def table(findings: Mapping[str, AttentionDistance]) -> Table:
         return lambda row: "" if row[name] is None else f"{row[name]:.{digits}f}"
 
     shown = [
-        Column(heading="Model", text=lambda row: row["model"]),
+        *([Column(heading="Model", text=lambda row: row["model"])] if len(findings) > 1 else []),
         Column(heading="Layer", text=lambda row: row["layer"]),
         Column(heading="Heads", text=lambda row: str(row["heads"]), numeric=True),
         Column(heading="Nearest\nhead, px", text=number("least_px", 1), numeric=True),

@@ -184,7 +184,7 @@ def table(findings: Mapping[str, AttentionEntropy]) -> Table:
         return lambda row: "" if row[name] is None else f"{row[name]:.3f}"
 
     shown = [
-        Column(heading="Model", text=lambda row: row["model"]),
+        *([Column(heading="Model", text=lambda row: row["model"])] if len(findings) > 1 else []),
         Column(heading="Layer", text=lambda row: row["layer"]),
         Column(heading="Heads", text=lambda row: str(row["heads"]), numeric=True),
         Column(heading="Sharpest\nhead, nats", text=number("least_nats"), numeric=True),

@@ -302,7 +302,7 @@ def table(findings: Mapping[str, AttentionRollout]) -> Table:
                 }
             )
     shown = [
-        Column(heading="Model", text=lambda row: row["model"]),
+        *([Column(heading="Model", text=lambda row: row["model"])] if len(findings) > 1 else []),
         Column(heading="File", text=lambda row: row["name"]),
         Column(heading="Token", text=lambda row: row["token"]),
         Column(heading="Mass on places", text=lambda row: f"{row['placed_mass']:.4f}", numeric=True),
@@ -416,6 +416,7 @@ def _draw_clips(strips: Sequence[_Strip], style: Style) -> Figure:
 
 
 def _shortened(name: str) -> str:
+    name = name.rpartition("/")[2]
     return name if len(name) <= 30 else f"{name[:14]}...{name[-13:]}"
 
 

@@ -30,7 +30,7 @@ _INSTEAD = ("feature-maps", "receptive-field", "cka")
 _PRODUCTS = (torch.conv2d, torch.conv3d, torch.nn.functional.linear)
 
 _PANEL_WIDTH_IN = 4.2
-_TEXTS_IN = 0.66  # above and below a panel
+_TEXTS_IN = 0.52  # above and below a panel, but for the further lines of its caption
 _TILE_PX = 36
 _PANELS_A_ROW = 3
 _COLUMNS = 7  # of the paper's panel, 4 x 7
@@ -286,11 +286,11 @@ def draw(findings: Mapping[str, EmbeddingFilters]) -> Figure:
     ]
     pictures = [_picture(tiles) for _, _, tiles in panels]
     columns = min(_PANELS_A_ROW, len(panels))
-    heights = [
-        _TEXTS_IN
-        + _PANEL_WIDTH_IN * max(picture.shape[0] / picture.shape[1] for picture in pictures[start : start + columns])
-        for start in range(0, len(panels), columns)
-    ]
+    heights = []
+    for start in range(0, len(panels), columns):
+        tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures[start : start + columns])
+        lines = max(_caption(center, tiles[-1]).count("\n") for _, center, tiles in panels[start : start + columns])
+        heights.append(_PANEL_WIDTH_IN * tallest + _TEXTS_IN + 0.14 * lines)
     figure = Figure(figsize=(_PANEL_WIDTH_IN * columns, sum(heights) + 0.45), layout="constrained")
     counts = {tiles[-1].component for _, _, tiles in panels}
     first = f"first {counts.pop()} principal components" if len(counts) == 1 else "first principal components"
@@ -307,12 +307,9 @@ def _panel(ax: Axes, title: str, center: bool, last: FilterTile, picture: np.nda
     ax.imshow(picture, interpolation="nearest", aspect="equal")
     bare(ax)
     ax.set_anchor("N")
-    of = "variance" if center else "sum of squares, not centred"
-    kind = plain(last.kind) + (", frames from left to right" if last.frame else "")
-    caption = f"{wrapped(kind, 62)}\n{100 * last.cumulative_ratio:.1f} % of the {of}"
     ax.set_title(wrapped(plain(title), 44), loc="left", fontsize=10, fontweight="bold", parse_math=False)
     ax.annotate(
-        caption,
+        _caption(center, last),
         (0, 0),
         (0, -4),
         xycoords="axes fraction",
@@ -322,6 +319,12 @@ def _panel(ax: Axes, title: str, center: bool, last: FilterTile, picture: np.nda
         va="top",
         parse_math=False,
     )
+
+
+def _caption(center: bool, last: FilterTile) -> str:
+    kind = plain(last.kind) + (", frames left to right" if last.frame else "")
+    of = "variance" if center else "sum of squares, not centred"
+    return f"{wrapped(kind, 66)}\n{100 * last.cumulative_ratio:.1f} % of the {of}"
 
 
 def _picture(tiles: Sequence[FilterTile]) -> np.ndarray[Any, Any]:

@@ -5,7 +5,8 @@ of the residual stream's middle, averaged over channels, its absolute values ave
 "Scaling Up Your Kernels to 31x31", Ding et al., arXiv 2203.06717, figure 1 and the areas of high contribution; official erf/.
 
 The stream is taken before the model's last norm: behind a LayerNorm, the mean over channels is a constant, whose gradient is 0.
-Where the branches end in a norm (Swin V2), the mean over channels does not see them for the same reason: take random channels.
+Layers of which that is so all the same, such as the normed patches of Swin and PVT before training, are left out; where the
+branches end in a norm (Swin V2), the mean over channels does not see them: random channels show the field.
 
 Shapes: B batch, T H W frames, rows and columns of the input, t gh gw of a layer's map, C channels.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 import matplotlib
@@ -38,11 +40,13 @@ SHARES = (0.2, 0.3, 0.5, 0.99)
 """Parts of the field whose square is measured: those of RepLKNet's table."""
 
 _DIGITS = 6
+_ROUNDING = 1e-4
 _TILE_IN = 1.3
 _NARROWEST_IN = 3.2
 _TITLE_IN = 0.34
 _FOOT_IN = 0.24
 _LONGEST = 26
+_LETTERS_AN_INCH = 11
 _MOST_ACROSS = 7
 
 
@@ -139,6 +143,13 @@ def analyze(
                 break
             image = image.detach().clone().requires_grad_(True)
             middles = _middles(model, image, wanted, skipped)
+            if not images and variant == "raghu" and channels is None:
+                for name in [name for name, (_, middle) in middles.items() if _is_constant_on_average(middle, image)]:
+                    skipped[name] = (
+                        f"the mean over the channels of {name} is the same for every image, as behind a norm: "
+                        "take random channels"
+                    )
+            middles = {name: middle for name, middle in middles.items() if name not in skipped}
             if variant == "replknet" and wanted is None:
                 middles = dict([*middles.items()][-1:])
             for place, (name, (grid, middle)) in enumerate(middles.items()):
@@ -220,14 +231,27 @@ def _field(
         targets = [middle[channel] for channel in chosen]
     whole = torch.zeros(image.shape[2:], dtype=torch.float64)
     for number, target in enumerate(targets):
-        if not target.requires_grad:
-            continue
-        keep = not (last and number == len(targets) - 1)
-        (gradient,) = torch.autograd.grad(target, image, retain_graph=keep, allow_unused=True)
-        if gradient is not None:
-            gradient = gradient.relu() if variant == "replknet" else gradient.abs()
-            whole += gradient[0].float().sum(dim=0).cpu().double() / len(targets)
+        gradient = _gradient(target, image, keep=not (last and number == len(targets) - 1))
+        gradient = gradient.relu() if variant == "replknet" else gradient.abs()
+        whole += gradient.sum(dim=0).cpu().double() / len(targets)
     return whole if whole.ndim == 3 else whole[None]
+
+
+def _is_constant_on_average(middle: Tensor, image: Tensor) -> bool:
+    """Says whether the mean over channels does not depend on the image, but for rounding, while the channels do."""
+    signs = torch.randint(2, middle.shape, generator=torch.Generator().manual_seed(0)).to(middle) * 2 - 1
+    mean, mixed = (
+        float(_gradient(target, image, keep=True).abs().sum()) for target in (middle.mean(), (signs * middle).mean())
+    )
+    return mean < _ROUNDING * mixed
+
+
+def _gradient(target: Tensor, image: Tensor, *, keep: bool) -> Tensor:
+    """Gives the gradient by the image, 0 where the target does not depend on it, (C, [T,] H, W)."""
+    if not target.requires_grad:
+        return torch.zeros_like(image[0])
+    gradient = torch.autograd.grad(target, image, retain_graph=keep, allow_unused=True, materialize_grads=True)[0]
+    return gradient[0].float()
 
 
 def _row(number: int, name: str, layer: _Layer, images: int, variant: Variant, channels: int | None) -> Field:
@@ -309,7 +333,7 @@ def draw(findings: Mapping[str, ReceptiveField]) -> Figure:
         figure.text(
             0.13 / width,
             (at + 0.08) / height,
-            plain(title),
+            shorten(plain(title), int(width * _LETTERS_AN_INCH), placeholder=" ..."),
             fontsize=SMALL + 1,
             fontweight="bold",
             parse_math=False,
@@ -344,9 +368,17 @@ def _tile(ax: Axes, row: Field) -> None:
     shown = values if row.variant == "replknet" else np.sqrt(values)
     ax.imshow(shown, cmap=matplotlib.colormaps["viridis"], vmin=0, vmax=shown.max() or 1, interpolation="nearest")
     bare(ax)
-    name = plain(row.layer)
-    short = name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
-    ax.set_title(short, fontsize=SMALL - 2, pad=2, parse_math=False)
+    ax.set_title(_end_of(plain(row.layer)), fontsize=SMALL - 2, pad=2, parse_math=False)
+
+
+def _end_of(path: str) -> str:
+    """Gives a path's last steps, as many as a tile's title holds."""
+    if len(path) <= _LONGEST:
+        return path
+    steps = path.split(".")
+    while len(steps) > 1 and len(".".join(steps)) > _LONGEST - 3:
+        del steps[0]
+    return f"...{'.'.join(steps)[3 - _LONGEST :]}"
 
 
 def table(findings: Mapping[str, ReceptiveField]) -> Table:

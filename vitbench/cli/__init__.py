@@ -58,20 +58,17 @@ app.command("memory", rich_help_panel="Measure")(measure.memory)
 app.command("max-batch", rich_help_panel="Measure")(measure.max_batch)
 app.command("bench", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.bench)
 app.command("sweep", rich_help_panel="Measure")(sweep.sweep)
-for name, command in {
-    "embedding-filters": analyze.embedding_filters,
-    "posemb-similarity": analyze.posemb_similarity,
-    "position-bias": analyze.position_bias,
-    "attn-distance": analyze.attn_distance,
-    "attn-entropy": analyze.attn_entropy,
-    "attn-rollout": analyze.attn_rollout,
-    "token-similarity": analyze.token_similarity,
-    "cka": analyze.cka,
-    "receptive-field": analyze.receptive_field,
-    "feature-maps": analyze.feature_maps,
-    "analyze": analyze.analyze,
-}.items():
-    app.command(name, rich_help_panel="Look inside")(command)
+app.command("embedding-filters", rich_help_panel="Look inside")(analyze.embedding_filters)
+app.command("posemb-similarity", rich_help_panel="Look inside")(analyze.posemb_similarity)
+app.command("position-bias", rich_help_panel="Look inside")(analyze.position_bias)
+app.command("attn-distance", rich_help_panel="Look inside")(analyze.attn_distance)
+app.command("attn-entropy", rich_help_panel="Look inside")(analyze.attn_entropy)
+app.command("attn-rollout", rich_help_panel="Look inside")(analyze.attn_rollout)
+app.command("token-similarity", rich_help_panel="Look inside")(analyze.token_similarity)
+app.command("cka", rich_help_panel="Look inside")(analyze.cka)
+app.command("receptive-field", rich_help_panel="Look inside")(analyze.receptive_field)
+app.command("feature-maps", rich_help_panel="Look inside")(analyze.feature_maps)
+app.command("analyze", rich_help_panel="Look inside")(analyze.analyze)
 app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
