@@ -304,7 +304,8 @@ def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_
                 what = "pixels" if unit == "px" else "frames"
                 ax.set_ylabel(f"Mean distance ({what})" if by_head else f"Mean attention distance ({what})")
             ax.set_xlabel("Sorted attention head" if by_head else "Network depth (layer)")
-    figure.supxlabel(_CAPTIONS[mode], fontsize=7, color=GREY)
+    caption = wrapped(_CAPTIONS[mode], int(figure.get_size_inches()[0] * 18))
+    figure.supxlabel(caption, fontsize=7, color=GREY)
     return figure
 
 
