@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def smoke(session: nox.Session) -> None:
     session.chdir(session.create_tmp())
     session.run("vitbench", "flops", "swin_b")
     session.run("vitbench", "list", "swin")
+    session.run("python", "-c", "import vitbench; vitbench.create_model('vit_demo', weights='pretrained')")
     session.run("vitbench", "sweep", "smoke", "--output", "smoke", "--resume")
 
 
@@ -86,3 +88,6 @@ def results(session: nox.Session) -> None:
     _install(session)
     session.run("vitbench", "flops", "--all", "--output", "results/flops.csv")
     session.run("vitbench", "verify", "--output", "results/verify.csv")
+    for line in Path("results/gallery.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("vitbench "):
+            session.run(*shlex.split(line))

@@ -128,3 +128,14 @@ def test_clips_are_sampled_as_their_papers_say() -> None:
             assert (row.input_shape[1], row.frame_stride) == (32, 2), row.name
         else:
             assert row.name.endswith(f"_{row.input_shape[1]}x{row.frame_stride}"), row.name
+
+
+def test_the_demonstration_model_is_found_and_is_in_no_table() -> None:
+    demo = catalog.find("vit_demo")
+    assert demo is catalog.DEMO
+    assert demo.name not in catalog.VARIANTS
+    assert demo.family not in catalog.families()
+    assert not published.find(demo.published_ids)
+    model = build.plan(demo.name).build("meta")
+    assert build.input_shape(model) == demo.input_shape
+    assert model.num_classes == demo.num_classes

@@ -68,3 +68,15 @@ def test_every_column_of_a_measured_row_is_explained_in_the_words_of_its_record(
         if f"| `{prefix}{item.name}` | {item.metadata['meaning']} |" not in readme.splitlines()
     ]
     assert not missing
+
+
+def test_every_analysis_is_in_the_gallery_with_the_command_that_made_its_picture() -> None:
+    gallery = (RESULTS / "gallery.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"\]\((gallery/[^)]+)\)", gallery)
+    assert [picture for picture in pictures if not (RESULTS / picture).is_file()] == []
+    assert [picture for picture in pictures if not (RESULTS / picture).with_suffix(".csv").is_file()] == []
+    commands = re.findall(r"^vitbench (\S+) .*--output results/gallery", gallery, re.MULTILINE)
+    also = {"attn-entropy"} if "--also entropy" in gallery else set()
+    assert set(commands) | also == set(ANALYSES.names)
+    made = {path.relative_to(RESULTS).as_posix() for path in (RESULTS / "gallery").rglob("*.png")}
+    assert made == set(pictures)

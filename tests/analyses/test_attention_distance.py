@@ -788,7 +788,7 @@ def test_the_picture_has_the_papers_axes() -> None:
     assert first.get_xlabel() == "Network depth (layer)"
     assert first.get_ylabel() == "Mean attention distance (pixels)"
     assert second.get_ylabel() == ""
-    assert first.get_ylim() == (0, pytest.approx(130 * 32 / 224))
+    assert list(first.get_ylim()) == pytest.approx([0, 130 * 32 / 224])
     legend = first.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["Head 1", "Head 2", "Head 3", "..."]

@@ -234,7 +234,7 @@ def test_the_model_stays_as_it_was() -> None:
 
 
 def test_all_pairs_at_once_are_faster_than_one_by_one() -> None:
-    """Ten times and more on a quiet machine, see benchmarks/cka.py; less is asked here, where others may run."""
+    """Ten times and more on a quiet machine, see benchmarks/analyses.py; less is asked here, where others may run."""
     features = [random(64, 20_000, seed=seed) for seed in range(13)]
 
     def at_once() -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy
@@ -311,6 +312,17 @@ def _finding(values: tuple[float, ...], layers: int = 2, variant: str = "raghu")
         ),
         notes=("A note.",),
     )
+
+
+def test_long_names_are_cut_where_steps_begin() -> None:
+    finding = _finding((0, 1, 2, 3, 4, 5))
+    named = dataclasses.replace(finding.rows[0], layer="patch_embed.backbone.stages.0.blocks.0")
+    figure = receptive_field.draw({"word " * 40: receptive_field.ReceptiveField(rows=(named,))})
+    assert figure.axes[0].get_title() == "...stages.0.blocks.0"
+    assert figure.texts[0].get_text().endswith("word ...")
+    named = dataclasses.replace(named, layer="a" * 40)
+    figure = receptive_field.draw({"a": receptive_field.ReceptiveField(rows=(named,))})
+    assert figure.axes[0].get_title() == "..." + "a" * 23
 
 
 def test_the_picture_has_a_tile_a_layer_and_a_block_a_model() -> None:

@@ -37,6 +37,7 @@ def test_list_shows_every_row_with_its_paper() -> None:
         (["--family", "regnet"], ["regnety_16gf"]),
         (["b5"], ["pvt_v2_b5"]),
         (["*_384", "--family", "swin"], ["swin_b_384", "swin_l_384"]),
+        (["vit_demo"], ["vit_demo"]),
     ],
 )
 def test_list_takes_globs_parts_of_names_and_families(arguments: list[str], names: list[str]) -> None:
@@ -50,6 +51,7 @@ def test_list_takes_globs_parts_of_names_and_families(arguments: list[str], name
         (["list", "swim_b"], "Did you mean swin_b"),
         (["list", "--family", "swim"], "Did you mean swin"),
         (["list", "vit_b16", "--family", "swin"], "No model of that family matches 'vit_b16'"),
+        (["list", "vit_demo", "--family", "swin"], "No model of that family matches 'vit_demo'"),
         (["show", "swim_b"], "Did you mean swin_b"),
         (["show", "swin_b", "--output", "/proc/x.csv"], "Cannot write /proc/x.csv"),
     ],
@@ -70,6 +72,12 @@ def test_show_gives_every_figure_with_its_source() -> None:
     # Where sources disagree it says why: mmpretrain's count leaves attention out.
     assert "WITHOUT attention matmuls" in text
     assert "swin_b_384" in text
+
+
+def test_show_says_what_the_demonstration_model_is() -> None:
+    shown = run(app, ["show", "vit_demo"]).stdout
+    assert "takes images of 3x112x112, no classifier" in shown
+    assert "trained weights come with vitbench" in shown
 
 
 @pytest.mark.parametrize("name", list(catalog.VARIANTS))

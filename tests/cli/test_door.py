@@ -82,7 +82,7 @@ def test_a_light_command_is_quick(command: list[str]) -> None:
     assert min(ours) <= min(torchs) / 3
 
 
-@pytest.mark.parametrize(("typed", "expected"), [("swin_", "swin_b"), ("cct", "cct_2_3x2_32")])
+@pytest.mark.parametrize(("typed", "expected"), [("swin_", "swin_b"), ("cct", "cct_2_3x2_32"), ("vit_d", "vit_demo")])
 def test_the_shell_completes_model_names(typed: str, expected: str) -> None:
     environment = os.environ | {
         "_VITBENCH_COMPLETE": "complete_bash",

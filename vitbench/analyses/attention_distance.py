@@ -307,13 +307,15 @@ def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_
                 what = "pixels" if unit == "px" else "frames"
                 ax.set_ylabel(f"Mean distance ({what})" if by_head else f"Mean attention distance ({what})")
             ax.set_xlabel("Sorted attention head" if by_head else "Network depth (layer)")
-    figure.supxlabel(_CAPTIONS[mode], fontsize=7, color=GREY)
+    said = _CAPTIONS[mode] if by_head else f"{_CAPTIONS[mode]} Grey line: attention that is the same everywhere."
+    caption = wrapped(said, int(figure.get_size_inches()[0] * 18))
+    figure.supxlabel(caption, fontsize=7, color=GREY)
     return figure
 
 
 _CAPTIONS: Mapping[Mode, str] = {
-    "paper": "Mode paper: weights on class and register tokens are dropped. Grey line: attention that is the same everywhere.",
-    "renorm": "Mode renorm: weights on image tokens sum to 1. Grey line: attention that is the same everywhere.",
+    "paper": "Mode paper: weights on class and register tokens are dropped.",
+    "renorm": "Mode renorm: weights on image tokens sum to 1.",
 }
 
 

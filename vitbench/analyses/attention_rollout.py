@@ -418,6 +418,7 @@ def _draw_clips(strips: Sequence[_Strip], style: Style) -> Figure:
 
 
 def _shortened(name: str) -> str:
+    name = name.rpartition("/")[2]
     return name if len(name) <= 30 else f"{name[:14]}...{name[-13:]}"
 
 

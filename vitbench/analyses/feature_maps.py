@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ LAYERS = 3
 _DIGITS = 6
 _TILE_IN = 0.62
 _TEXT = 4.5
+_LETTERS_AN_INCH = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +232,7 @@ def draw(findings: Mapping[str, FeatureMaps]) -> Figure:
         line.text(
             0.5 * 0.3 / ((side + 0.3) * across),
             1 - top,
-            plain(title),
+            shorten(plain(title), int((side + 0.3) * across * _LETTERS_AN_INCH), placeholder=" ..."),
             ha="left",
             va="center",
             fontsize=SMALL + 1,
@@ -262,7 +264,8 @@ def _layer(line: SubFigure, rows: Sequence[FeatureMap], place: int, across: int,
     line.text(
         left / width,
         1 - 0.32 / height,
-        f"{plain(first.layer)}, {first.channels} channels of {first.tile_height} x {first.tile_width}",
+        f"{plain(first.layer)}, {first.channels} channels of {first.tile_height} x {first.tile_width}"
+        + ("" if first.frame is None else f", frame {first.frame}"),
         fontsize=SMALL - 1,
         va="center",
         parse_math=False,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 import matplotlib
@@ -45,6 +46,7 @@ _NARROWEST_IN = 3.2
 _TITLE_IN = 0.34
 _FOOT_IN = 0.24
 _LONGEST = 26
+_LETTERS_AN_INCH = 11
 _MOST_ACROSS = 7
 
 
@@ -331,7 +333,7 @@ def draw(findings: Mapping[str, ReceptiveField]) -> Figure:
         figure.text(
             0.13 / width,
             (at + 0.08) / height,
-            plain(title),
+            shorten(plain(title), int(width * _LETTERS_AN_INCH), placeholder=" ..."),
             fontsize=SMALL + 1,
             fontweight="bold",
             parse_math=False,
@@ -366,9 +368,17 @@ def _tile(ax: Axes, row: Field) -> None:
     shown = values if row.variant == "replknet" else np.sqrt(values)
     ax.imshow(shown, cmap=matplotlib.colormaps["viridis"], vmin=0, vmax=shown.max() or 1, interpolation="nearest")
     bare(ax)
-    name = plain(row.layer)
-    short = name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
-    ax.set_title(short, fontsize=SMALL - 2, pad=2, parse_math=False)
+    ax.set_title(_end_of(plain(row.layer)), fontsize=SMALL - 2, pad=2, parse_math=False)
+
+
+def _end_of(path: str) -> str:
+    """Gives a path's last steps, as many as a tile's title holds."""
+    if len(path) <= _LONGEST:
+        return path
+    steps = path.split(".")
+    while len(steps) > 1 and len(".".join(steps)) > _LONGEST - 3:
+        del steps[0]
+    return f"...{'.'.join(steps)[3 - _LONGEST :]}"
 
 
 def table(findings: Mapping[str, ReceptiveField]) -> Table:

@@ -31,8 +31,10 @@ def list_(
         rows = [row for row in rows if row.name in fitting]
         if not rows:
             # Raises with the near misses of what is in the catalog.
-            catalog.find(pattern)
-            raise BadInput(f"No model of that family matches {pattern!r}.")
+            found = catalog.find(pattern)
+            if family:
+                raise BadInput(f"No model of that family matches {pattern!r}.")
+            rows = [found]
     flat = [_summary(row) for row in rows]
     columns = (
         Column(heading="Name", text=lambda row: row["name"]),
@@ -143,9 +145,10 @@ def _meaning(row: Mapping[str, Any]) -> str:
 
 def _sentences(variant: catalog.Variant, rows: list[Mapping[str, Any]], found: list[published.Figure]) -> list[str]:
     paper = variant.paper
+    classes = f"{variant.num_classes} classes" if variant.num_classes else "no classifier"
     sentences = [
         f"{variant.name}: {variant.family}, takes {variant.modality}s of {size(variant.input_shape)}, "
-        f"{variant.num_classes} classes; timm: {variant.timm_name}",
+        f"{classes}; timm: {variant.timm_name}",
         f"Paper: {paper.title}, arXiv {paper.arxiv}, {paper.year}",
     ]
     if variant.note:

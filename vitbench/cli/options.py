@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 def complete_model(incomplete: str) -> Iterator[tuple[str, str]]:
     """Gives the names of the catalog that begin with what was typed, each with its paper."""
-    for row in catalog.VARIANTS.values():
+    for row in (*catalog.VARIANTS.values(), catalog.DEMO):
         if row.name.startswith(incomplete):
             yield row.name, row.paper.title
 

@@ -11,6 +11,7 @@ NATIVE: tuple[str, ...] = (
     "vitbench.models.pvt",
     "vitbench.models.t2t_vit",
     "vitbench.models.timesformer",
+    "vitbench.models.vit_demo",
     "vitbench.models.vivit",
 )
 
