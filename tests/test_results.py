@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_a_folder_is_no_result(tmp_path: Path) -> None:
 def test_pictures_are_written_byte_by_byte(tmp_path: Path) -> None:
     results.write(tmp_path / "a.png", b"\x89\r\n")
     assert (tmp_path / "a.png").read_bytes() == b"\x89\r\n"
+
+
+def test_a_cell_may_hold_the_numbers_of_a_large_tile(tmp_path: Path) -> None:
+    """The module csv by itself refuses cells of more than 131072 characters; others' limit is left as it was."""
+    path = tmp_path / "tiles.csv"
+    limit = csv.field_size_limit()
+    tile = " ".join(["0.123456"] * 30_000)
+    results.write(path, f"layer,values\nblocks.0,{tile}\n")
+    assert results.read(path) == [{"layer": "blocks.0", "values": tile}]
+    assert csv.field_size_limit() == limit <= len(tile)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -19,9 +23,9 @@ from vitbench.analyses.attention_rollout import RolloutReader
 from vitbench.analyses.cka import Grams
 from vitbench.analyses.feature_maps import ChannelMaps
 from vitbench.analyses.token_similarity import TokenPair
-from vitbench.errors import BadInput, NotDefined, NotSupported, one_line
+from vitbench.errors import BadInput, NotDefined, NotSupported, VitbenchError, one_line
 from vitbench.images import Images, Preprocessing
-from vitbench.records import AnalysisSetting, Dtype, Row, RunSetting, flatten
+from vitbench.records import AnalysisSetting, Dtype, Row, RunSetting, columns, flatten
 from vitbench.units import size
 
 OF_WEIGHTS = ("embedding-filters", "posemb-similarity", "position-bias")
@@ -37,6 +41,9 @@ ALONE = ("receptive-field",)
 _AUTO = {"cpu": 16, "elsewhere": 64}
 # Of the memory that is free, so much may be predicted to be used: the images and what reads them need room too.
 _ROOM = 0.6
+
+# What differs between two models that are compared.
+_OF_OTHER = ("model", "input_shape", "weights", "preprocessing")
 
 Along = Callable[[Iterable[images.Batch], int], Iterable[images.Batch]]
 """Passes batches on, of so many inputs in all, and may show how they come."""
@@ -88,6 +95,19 @@ class Subject:
         """Where it is."""
         return torch.device(self.setting.device)
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether its inputs are clips, not images.
+
+        Raises:
+            BadInput: nobody has said what its input is; its weights alone can be looked at.
+        """
+        if not self.setting.input_shape:
+            raise BadInput(
+                f"{self.ask.model} does not say which input it takes; give it with --input, such as 3x224x224."
+            )
+        return len(self.setting.input_shape) == 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -98,12 +118,14 @@ class Outcome:
         subject: what was looked into; its setting says with how many inputs.
         finding: as the analysis gives it; None where it is not defined.
         refusal: why not, for people.
+        other: the model that it was compared with.
     """
 
     analysis: str
     subject: Subject
     finding: Any | None = None
     refusal: str = ""
+    other: Subject | None = None
 
 
 @dataclass(kw_only=True)
@@ -142,6 +164,7 @@ def subject(ask: Ask) -> Subject:
     if where.type == "cpu":
         device.limit_memory()
     plan = build.plan(ask.model, img_size=ask.img_size, num_frames=ask.num_frames, input_shape=ask.input_shape)
+    ask = _sized(ask)
     options: dict[str, Any] = {"img_size": ask.img_size, "num_frames": ask.num_frames}
     if ask.weights not in ("pretrained", "random") and ":" not in ask.model:
         options["num_classes"] = 0  # no analysis reads the classifier, and many files have none, or another
@@ -152,9 +175,7 @@ def subject(ask: Ask) -> Subject:
         if device.out_of_memory(error):
             raise NotSupported(f"{ask.model} does not fit into the memory of {where}.") from error
         raise
-    shape = ask.input_shape or plan.input_shape or build.input_shape(model)
-    if shape is None:
-        raise BadInput(f"{ask.model} does not say which input it takes; give it with --input, such as 3x224x224.")
+    shape = plan.input_shape or build.input_shape(model) or ()
     weights = {"pretrained": "pretrained", "random": f"random weights (seed {ask.seed})"}.get(ask.weights)
     setting = AnalysisSetting(
         model=ask.model,
@@ -167,6 +188,29 @@ def subject(ask: Ask) -> Subject:
     sized = size(tuple(shape)[-2:]) if ask.img_size else ""
     said = ", ".join(part for part in (about, sized) if part)
     return Subject(model=model, title=f"{ask.model} ({said})" if said else ask.model, setting=setting, ask=ask)
+
+
+def check(ask: Ask) -> None:
+    """Makes sure, before anything is computed, that there is a model of that name and that it can have that input.
+
+    Raises:
+        VitbenchError: as `subject` raises them.
+    """
+    build.plan(ask.model, img_size=ask.img_size, num_frames=ask.num_frames, input_shape=ask.input_shape)
+
+
+def _sized(ask: Ask) -> Ask:
+    """Turns another input than a model's own into the size for which it is built; a factory's input is only stated."""
+    if ask.input_shape is None or ":" in ask.model:
+        return ask
+    own = build.plan(ask.model).input_shape or ()
+    height, width = ask.input_shape[-2:]
+    frames = ask.input_shape[1:-2]
+    return replace(
+        ask,
+        img_size=ask.img_size or ((height, width) if (height, width) != own[-2:] else None),
+        num_frames=ask.num_frames or (frames[0] if frames != own[1:-2] else None),
+    )
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +233,8 @@ def look(
 ) -> Iterator[Outcome]:
     """Runs analyses on a model, those that watch passes on one pass, and yields an outcome each.
 
-    A `KeyboardInterrupt` ends the pass; what was seen until then is given, and the setting says of how many inputs.
+    Ctrl-C ends the pass after the batch that is under way, a second one at once; what was seen until then is given, and the
+    setting says of how many inputs. What is not defined for the model, or not of these inputs, is an outcome with the reason.
 
     Args:
         of: the model.
@@ -199,7 +244,7 @@ def look(
         along: may show how the batches come.
 
     Raises:
-        BadInput: no image can be read, or memory runs out.
+        BadInput: no image can be read, the model cannot take them, or memory runs out.
         KeyboardInterrupt: after the outcomes of what had been seen.
     """
     options = options or Options()
@@ -212,7 +257,10 @@ def look(
     for name in names:
         if name in ALONE:
             run = _Run(of, _needed(found), along, batch_size=1)
-            yield _guarded(name, of, lambda run=run: _receptive_field(run, options), run=run)  # type: ignore[misc]
+            with _interruptible(run):
+                outcome = _guarded(name, of, lambda run=run: _receptive_field(run, options), run=run)  # type: ignore[misc]
+            if run.inputs or not run.interrupted:
+                yield outcome
             if run.interrupted:
                 raise KeyboardInterrupt
 
@@ -222,8 +270,10 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
     if outcome.finding is None:
         return []
     about = environment.describe()
+    other = {} if outcome.other is None else columns(outcome.other.setting)
+    beside = {f"other_{name}": other[name] for name in _OF_OTHER if name in other}
     return [
-        flatten(Row(setting=outcome.subject.setting, findings={"row": row}, environment=about))
+        flatten(Row(setting=outcome.subject.setting, findings={"other": beside, "row": row}, environment=about))
         for row in outcome.finding.rows
     ]
 
@@ -231,28 +281,54 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
 def compared(
     first: Subject,
     second: Subject,
-    found: Callable[[Subject], Images],
+    found: tuple[Images, Images],
     *,
     options: Options,
     along: Along = lambda batches, _: batches,
-) -> Outcome:
-    """Compares the layers of two models by CKA, on the same images, each with its own preprocessing."""
+) -> Iterator[Outcome]:
+    """Compares the layers of two models by CKA, on the same images, each with its own preprocessing; yields one outcome.
+
+    Args:
+        first: a model.
+        second: the other.
+        found: the same images for each.
+        options: parts is read.
+        along: may show how the batches come.
+
+    Raises:
+        BadInput: one model takes images and the other clips; or as `look`.
+        NotSupported: one of them has no layers.
+        KeyboardInterrupt: after the outcome of what had been seen.
+    """
     from vitbench.analyses import cka
 
-    batch = min(_batch_size(first, len(found(first))), _batch_size(second, len(found(second))))
-    runs = [_Run(one, found(one), along if one is first else _silently, batch_size=batch) for one in (first, second)]
-    try:
-        finding = cka.analyze(
-            first.model,
-            runs[0].batches(),
-            second.model,
-            runs[1].batches(),
-            parts=options.parts,
-            titles=(first.title, second.title),
+    if first.takes_clips != second.takes_clips:
+        clips, pictures = (first, second) if first.takes_clips else (second, first)
+        raise BadInput(
+            f"{clips.ask.model} takes clips and {pictures.ask.model} images, so there is nothing to show to both; "
+            "compare two models of one kind."
         )
+    batch = min(_batch_size(first, len(found[0])), _batch_size(second, len(found[1])))
+    one, two = _Run(first, found[0], along, batch), _Run(second, found[1], _silently, batch)
+    try:
+        with _interruptible(one), _explained(one, two):
+            finding = cka.analyze(
+                first.model,
+                one.batches(),
+                second.model,
+                two.batches(after=one),
+                parts=options.parts,
+                titles=(first.title, second.title),
+            )
     except NotDefined as error:
         raise error.of("cka", f"{first.ask.model} and {second.ask.model}") from error
-    return Outcome(analysis="cka", subject=runs[0].subject(), finding=finding)
+    except BadInput:
+        if one.interrupted:
+            raise KeyboardInterrupt from None  # too few inputs until then
+        raise
+    yield Outcome(analysis="cka", subject=one.subject(), finding=finding, other=two.subject())
+    if one.interrupted:
+        raise KeyboardInterrupt
 
 
 def _silently(batches: Iterable[images.Batch], _: int) -> Iterable[images.Batch]:
@@ -264,6 +340,9 @@ def _guarded(name: str, of: Subject, work: Callable[[], Any], run: _Run | None =
         finding = work()
     except NotDefined as error:
         return Outcome(analysis=name, subject=of, refusal=str(error.of(name, of.ask.model)))
+    except BadInput as error:
+        # Of this analysis alone, such as too few images for it: the others have theirs all the same.
+        return Outcome(analysis=name, subject=of, refusal=str(error))
     return Outcome(analysis=name, subject=of if run is None else run.subject(), finding=finding)
 
 
@@ -278,7 +357,7 @@ def _of_weights(name: str, of: Subject, options: Options) -> Any:
     if name == "embedding-filters":
         return module.analyze(of.model, components=options.components, center=options.center)
     if name == "position-bias":
-        return module.analyze(of.model, input_size=tuple(of.setting.input_shape[-2:]))
+        return module.analyze(of.model, input_size=tuple(of.setting.input_shape[-2:]) or None)
     if of.ask.img_size is None and of.ask.num_frames is None:
         return module.analyze(of.model)
     if of.ask.weights == "random":
@@ -295,20 +374,26 @@ def _of_weights(name: str, of: Subject, options: Options) -> Any:
 def _receptive_field(run: _Run, options: Options) -> Any:
     from vitbench.analyses import receptive_field
 
-    return receptive_field.analyze(
-        run.of.model,
-        run.batches(),
-        variant=options.variant,
-        channels=options.channels,
-        names=options.layers,
-        limit=options.limit,
-        seed=run.of.ask.seed,
-    )
+    with _explained(run):
+        return receptive_field.analyze(
+            run.of.model,
+            run.batches(),
+            variant=options.variant,
+            channels=options.channels,
+            names=options.layers,
+            limit=options.limit,
+            seed=run.of.ask.seed,
+        )
 
 
 @dataclass
 class _Run:
-    """Batches of images on their way through a model: counted, named, and ended by an interrupt without an error."""
+    """Batches of images on their way through a model: counted, named, and ended by an interrupt without an error.
+
+    Attributes:
+        interrupted: no further batch is to come.
+        cut: for that reason, none has come.
+    """
 
     of: Subject
     images: Images
@@ -316,10 +401,11 @@ class _Run:
     batch_size: int
     inputs: int = 0
     interrupted: bool = False
+    cut: bool = False
     names: deque[str] = field(default_factory=deque)
 
-    def batches(self) -> Iterator[Tensor]:
-        """Gives the inputs."""
+    def batches(self, after: _Run | None = None) -> Iterator[Tensor]:
+        """Gives the inputs, as long as another run that has just given its own gives them."""
         self.inputs, self.names = 0, deque()
         dtype = passes.DTYPES[self.of.ask.dtype]
         batches = self.images.batches(self.batch_size, self.of.device, dtype)
@@ -327,6 +413,9 @@ class _Run:
             self.names.extend(batch.names)
             yield batch.tensor
             self.inputs += len(batch.tensor)
+            self.cut = self.interrupted if after is None else after.cut
+            if self.cut:
+                return
 
     def subject(self) -> Subject:
         """Gives the subject with what was looked at in its setting."""
@@ -340,9 +429,46 @@ class _Run:
         return replace(self.of, setting=setting)
 
 
+@contextmanager
+def _interruptible(run: _Run) -> Iterator[None]:
+    """Lets Ctrl-C end a run behind the batch under way, so that all layers have seen the same inputs; a second, at once."""
+
+    def end(_: int, __: FrameType | None) -> None:
+        run.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # Another handler is another program's, and only the main thread has any.
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _explained(*runs: _Run) -> Iterator[None]:
+    """Whatever a model raises on its inputs is the answer to whether it takes them."""
+    try:
+        yield
+    except VitbenchError:
+        raise
+    except Exception as error:
+        most = max(run.batch_size for run in runs)
+        if device.out_of_memory(error):
+            smaller = "a smaller --batch-size, or a smaller --img-size" if most > 1 else "a smaller --img-size"
+            raise BadInput(f"Memory ran out with batches of {most}: give {smaller}.") from error
+        which = " or ".join(f"{run.of.ask.model} cannot take input {size(run.of.setting.input_shape)}" for run in runs)
+        raise BadInput(f"{which}: {one_line(error)}.") from error
+
+
 def _in_pass(of: Subject, names: Sequence[str], found: Images, options: Options, along: Along) -> Iterator[Outcome]:
     run = _Run(of, found, along, _batch_size(of, len(found)))
-    watched, refused = _passed(run, names, options, {})
+    with _interruptible(run), _explained(run):
+        watched, refused = _passed(run, names, options)
     for name in names:
         if name in refused:
             yield Outcome(analysis=name, subject=of, refusal=str(refused[name].of(name, of.ask.model)))
@@ -352,48 +478,49 @@ def _in_pass(of: Subject, names: Sequence[str], found: Images, options: Options,
         raise KeyboardInterrupt
 
 
-def _passed(
-    run: _Run, names: Sequence[str], options: Options, refused: Mapping[str, NotDefined]
-) -> tuple[_Watched, Mapping[str, NotDefined]]:
+def _passed(run: _Run, names: Sequence[str], options: Options) -> tuple[_Watched, Mapping[str, NotDefined]]:
     """Runs the model once, and gives the observers and who of them refused it."""
-    left = [name for name in names if name not in refused]
-    watched = _Watched(run, left, options)
-    try:
-        if left:
-            watched.run(run.batches())
-    except NotDefined:
-        # One refuses, and the pass ended with it. Who does is asked on one batch; the others have the next pass.
-        refusing = {} if refused else _refusing(run, left, options)
-        if not refusing:
-            raise
-        return _passed(run, names, options, refusing)
-    except KeyboardInterrupt:
-        run.interrupted = True
-        if not run.inputs:
-            raise
-    except Exception as error:
-        if device.out_of_memory(error):
-            raise BadInput(
-                f"Memory ran out with batches of {run.batch_size}: give a smaller --batch-size, or a smaller --img-size."
-            ) from error
-        raise
-    return watched, refused
+    refused: dict[str, NotDefined] = {}
+    while True:
+        left = [name for name in names if name not in refused]
+        watched = _Watched(run, left, options)
+        try:
+            if left:
+                watched.run(run.batches())
+        except NotDefined:
+            # The pass ended with it. Who refused is found out; the others have the next pass.
+            refusing = _refusing(run, left, options)
+            if not refusing:
+                raise
+            refused |= refusing
+            continue
+        except KeyboardInterrupt:
+            run.interrupted = True
+            if not run.inputs:
+                raise
+        return watched, refused
 
 
 def _refusing(run: _Run, names: Sequence[str], options: Options) -> dict[str, NotDefined]:
-    """Gives the analyses that refuse a model, each asked by itself on the first inputs."""
-    first = next(iter(run.batches()))
-    refused = {}
-    for name in names:
-        alone = _Watched(run, [name], options)
+    """Gives analyses that refuse a model: those that do at sight, else one, or all of attention, on the first inputs."""
+    of_attention = [name for name in names if name.startswith("attn-")]
+    groups = [of_attention] if of_attention else []
+    groups += [[name] for name in names if name not in of_attention]
+
+    def refusal(group: Sequence[str], batches: Sequence[Tensor]) -> dict[str, NotDefined]:
         try:
-            alone.run([first])
-            alone.finding(name)
+            _Watched(run, group, options).run(batches)
         except NotDefined as error:
-            refused[name] = error
-        except BadInput:
-            pass  # too few inputs for it: not what was asked
-    return refused
+            return dict.fromkeys(group, error)
+        return {}
+
+    refused: dict[str, NotDefined] = {}
+    for group in groups:
+        refused |= refusal(group, [])
+    if refused:
+        return refused
+    first = next(run.batches())
+    return next((found for group in groups if (found := refusal(group, [first]))), {})
 
 
 class _Watched:

@@ -16,6 +16,9 @@ from typing import Any
 
 from vitbench.errors import BadInput, CannotWrite
 
+# As long as a C long holds everywhere.
+_LONGEST_CELL = 2**31 - 1
+
 
 class Line(dict[str, Any]):
     """One row of a result file: a value by column, None where the cell is empty. The values of a CSV file are text.
@@ -181,6 +184,8 @@ def wrong(row: Mapping[str, Any], column: str, expected: str) -> BadInput:
 
 def _read_csv(path: Path, content: str) -> Iterator[Line]:
     lines = csv.reader(StringIO(content, newline=""), strict=True)
+    # The numbers of a tile are one cell, and the module's limit of 131072 characters holds some 120 x 120 of them.
+    limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         header = next(lines)
         if len(set(header)) < len(header):
@@ -195,6 +200,8 @@ def _read_csv(path: Path, content: str) -> Iterator[Line]:
             yield Line(where, {name: cell or None for name, cell in zip(header, cells, strict=True)})
     except csv.Error as error:
         raise BadInput(f"{path}, line {lines.line_num} is not CSV: {error}.") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_json(path: Path, content: str) -> Iterator[Line]:

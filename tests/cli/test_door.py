@@ -45,6 +45,20 @@ def test_a_light_command_imports_nothing_heavy(command: list[str]) -> None:
     assert done.stdout
 
 
+def test_no_help_imports_anything_heavy() -> None:
+    code = (
+        "import sys\nfrom vitbench.cli import app\n"
+        "names = [one.name for one in app.registered_commands]\n"
+        "for name in names:\n"
+        "    try:\n        app([name, '--help'])\n    except SystemExit as end:\n        assert not end.code, name\n"
+        f"print(len(names), [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = python("-c", code)
+    count, _, heavy = done.stderr.splitlines()[-1].partition(" ")
+    assert int(count) >= 20
+    assert heavy == "[]"
+
+
 def processor_seconds(*command: str | Path) -> float:
     before = os.times()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -296,10 +296,13 @@ def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_
     axes = figure.subplots(len(units), len(findings), squeeze=False)
     for line, unit in zip(axes, units, strict=True):
         for place, (ax, (title, finding)) in enumerate(zip(line, findings.items(), strict=True)):
-            (_draw_sorted if by_head else _draw_depth)(ax, finding, unit, mode)
-            _scale(ax, finding, unit, mode)
             if unit == units[0]:
                 ax.set_title(wrapped(plain(title), 40), fontsize=10, parse_math=False)
+            if all(_value(row, unit, mode) is None for row in finding.rows):
+                ax.set_axis_off()  # a model of images beside one of clips
+                continue
+            (_draw_sorted if by_head else _draw_depth)(ax, finding, unit, mode)
+            _scale(ax, finding, unit, mode)
             if place == 0:
                 what = "pixels" if unit == "px" else "frames"
                 ax.set_ylabel(f"Mean distance ({what})" if by_head else f"Mean attention distance ({what})")

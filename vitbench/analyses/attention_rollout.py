@@ -401,7 +401,9 @@ def _draw_clips(strips: Sequence[_Strip], style: Style) -> Figure:
         bare(ax)
     line = 0
     for _, picture, found in strips:
-        seen = [picture[int((frame + 0.5) * len(picture) / frames)] for frame in range(frames)]
+        own = len(next(iter(found.values())))
+        inputs = picture if picture.ndim == 4 else picture[None]  # an image beside clips of another model
+        seen = [inputs[int((frame + 0.5) * len(inputs) / own)] for frame in range(own)]
         for frame, one in enumerate(seen):
             axes[line, frame].imshow(one)
         name = next(iter(found.values()))[0].name

@@ -273,6 +273,7 @@ def token_similarity(
     images: ImagePaths = None,
     weights: Weights = "pretrained",
     img_size: ImgSize = None,
+    input: InputOption = None,
     limit: Limit = 128,
     seed: Seed = 0,
     device: DeviceOption = "auto",
@@ -282,7 +283,7 @@ def token_similarity(
     figure_format: Figures = FigureFormat.png,
 ) -> None:
     """How alike a distilled DeiT's class and distillation tokens are, layer by layer."""
-    asked = _Asked(weights, seed, img_size, None, None, device, dtype.value, batch_size, images, None, limit)
+    asked = _Asked(weights, seed, img_size, None, input, device, dtype.value, batch_size, images, None, limit)
     _run(["token-similarity"], models, asked, output, figure_format)
 
 
@@ -438,7 +439,7 @@ class _Asked:
         """
         from vitbench import analyze, images
 
-        clips = len(subject.setting.input_shape) == 4
+        clips = subject.takes_clips
         if clips and not self.video:
             raise BadInput(f"{subject.ask.model} takes clips: give videos with --video FILE or --video DIR.")
         if not clips and not self.images:
@@ -448,7 +449,7 @@ class _Asked:
             found = images.open_videos(self.video or (), prepared, limit=self.limit, seed=self.seed)
         else:
             found = images.open_images(self.images or (), prepared, limit=self.limit, seed=self.seed)
-        what = "clips" if clips else "images"
+        what = f"{'clip' if clips else 'image'}{'' if len(found) == 1 else 's'}"
         status(f"{subject.title}: {len(found)} {what} of {found.source}; {prepared.text}.")
         return found
 
@@ -472,37 +473,55 @@ class _Findings:
             return
         self._found.setdefault(outcome.analysis, {})[outcome.subject.title] = outcome.finding
         self._rows.setdefault(outcome.analysis, []).extend(analyze.rows(outcome))
-        self._models.setdefault(outcome.analysis, []).append(outcome.subject.ask.model)
+        models = [one.ask.model for one in (outcome.subject, outcome.other) if one is not None]
+        self._models.setdefault(outcome.analysis, []).extend(models)
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def written(self) -> dict[str, list[Path]]:
-        """Writes all that has been found and not been written, a CSV and a picture an analysis, and gives the files.
+    def write(self, *, shown: bool = True, summary: Table | None = None) -> None:
+        """Writes a CSV and a picture an analysis, prints the tables, and says which files there are.
+
+        Args:
+            shown: print the tables also where all could be written.
+            summary: what is printed then in the place of the tables.
 
         Raises:
-            CannotWrite: the folder cannot be written; the table of numbers is printed before.
+            CannotWrite: a file cannot be written; the tables are printed, so that the numbers are not lost.
         """
         from vitbench.pictures import rendered
 
         files: dict[str, list[Path]] = {}
+        try:
+            # Numbers before pictures, which can be drawn again.
+            for analysis, rows in self._rows.items():
+                text = REPORTS.load("csv").render(Table(rows=rows, columns=()))
+                files[analysis] = [self._written(analysis, ".csv", text)]
+            for analysis, findings in self._found.items():
+                figure = ANALYSES.load(analysis).draw(findings, **self._drawn.get(analysis, {}))
+                files[analysis].append(self._written(analysis, self._ending, rendered(figure, self._ending)))
+        except CannotWrite:
+            self._print()
+            raise
+        if shown and summary is not None:
+            emit(summary, None, None)
+        elif shown:
+            self._print()
+        for paths in files.values():
+            status(f"Wrote {' and '.join(str(path) for path in paths)}.")
+
+    def _written(self, analysis: str, ending: str, content: str | bytes) -> Path:
+        path = self._folder / f"{analysis}-{_stem(self._models[analysis])}{ending}"
+        results.write(path, content)
+        return path
+
+    def _print(self) -> None:
         for analysis, findings in self._found.items():
-            stem = self._folder / f"{analysis}-{_stem(self._models[analysis])}"
-            table, picture = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}{self._ending}")
-            results.write(table, REPORTS.load("csv").render(Table(rows=self._rows[analysis], columns=())))
-            module = ANALYSES.load(analysis)
-            results.write(picture, rendered(module.draw(findings, **self._drawn.get(analysis, {})), self._ending))
-            files[analysis] = [table, picture]
-        return files
+            emit(ANALYSES.load(analysis).table(findings), None, None)
 
     def counts(self) -> dict[str, int]:
         """Gives how many rows each analysis found."""
         return {analysis: len(rows) for analysis, rows in self._rows.items()}
-
-    def tables(self) -> Iterator[Table]:
-        """Gives the short table of each analysis."""
-        for analysis, findings in self._found.items():
-            yield ANALYSES.load(analysis).table(findings)
 
 
 def _stem(models: Sequence[str]) -> str:
@@ -534,33 +553,34 @@ def _run(
         drawn: keyword arguments of an analysis's `draw`, by its name.
         whole: an analysis that is not defined is a line of the summary, not an error.
     """
-    _make(folder)
     from vitbench import analyze
 
-    chosen = analyze.Options(**(options or {}))
+    asks = [asked.of(model) for model in dict.fromkeys(models)]
+    for ask in asks:
+        analyze.check(ask)
+    _make(folder)
     found = _Findings(folder, f".{figure_format.value}", drawn or {})
+    skipped = _Skipped()
     needs_images = any(name not in analyze.OF_WEIGHTS for name in names)
     try:
-        for model in dict.fromkeys(models):
-            subject = analyze.subject(asked.of(model))
+        for ask in asks:
+            subject = analyze.subject(ask)
             images = asked.found(subject) if needs_images else None
-            for outcome in analyze.look(subject, names, images, options=chosen, along=_along):
+            for outcome in analyze.look(
+                subject, names, images, options=analyze.Options(**(options or {})), along=_along
+            ):
                 found.add(outcome)
-            _say_skipped(images)
+                skipped.note(images)
     except BaseException:
         # Ctrl-C, or a model that failed after others: what they gave is not lost.
+        skipped.say()
         if found:
-            _say_written(found.written())
+            found.write(shown=False)
         raise
+    skipped.say()
     if not found:
         raise NotSupported("\n".join(outcome.refusal for outcome in found.refused))
-    try:
-        files = found.written()
-    finally:
-        tables = [_summary(found)] if whole else [*found.tables()]
-        for table in tables:
-            emit(table, None, None)
-    _say_written(files)
+    found.write(summary=_summary(found) if whole else None)
     if found.refused and not whole:
         for outcome in found.refused:
             status(outcome.refusal)
@@ -571,21 +591,27 @@ def _compare(
     model_a: str, model_b: str, asked: _Asked, folder: Path, figure_format: FigureFormat, options: Mapping[str, Any]
 ) -> None:
     """Compares two models by CKA."""
-    _make(folder)
     from vitbench import analyze
 
+    asks = asked.of(model_a), asked.of(model_b)
+    for ask in asks:
+        analyze.check(ask)
+    _make(folder)
     found = _Findings(folder, f".{figure_format.value}", {})
-    first, second = analyze.subject(asked.of(model_a)), analyze.subject(asked.of(model_b))
-    opened = {one.title: asked.found(one) for one in (first, second)}
-    found.add(
-        analyze.compared(first, second, lambda one: opened[one.title], options=analyze.Options(**options), along=_along)
-    )
-    for images in opened.values():
-        _say_skipped(images)
-    files = found.written()
-    for table in found.tables():
-        emit(table, None, None)
-    _say_written(files)
+    first, second = (analyze.subject(ask) for ask in asks)
+    opened = asked.found(first), asked.found(second)
+    skipped = _Skipped()
+    try:
+        for outcome in analyze.compared(first, second, opened, options=analyze.Options(**options), along=_along):
+            found.add(outcome)
+            skipped.note(opened[0])  # the other reads the same files
+    except BaseException:
+        skipped.say()
+        if found:
+            found.write(shown=False)
+        raise
+    skipped.say()
+    found.write()
 
 
 def _make(folder: Path) -> None:
@@ -618,16 +644,32 @@ def _summary(found: _Findings) -> Table:
     )
 
 
-def _say_skipped(images: Images | None) -> None:
-    if images is not None and images.skipped:
-        some = "; ".join(f"{name} ({reason})" for name, reason in images.skipped[:5])
-        more = f"; and {len(images.skipped) - 5} more" if len(images.skipped) > 5 else ""
-        status(f"Skipped {len(images.skipped)} of {len(images)} that could not be read: {some}{more}.")
+class _Skipped:
+    """What could not be read, or not to its end, in all passes."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+        self._padded: dict[str, None] = {}
+        self._tried: dict[str, int] = {}
+
+    def note(self, images: Images | None) -> None:
+        """Keeps what the last pass over images could not read."""
+        if images is not None:
+            self._reasons |= dict(images.skipped)
+            self._padded |= dict.fromkeys(images.padded)
+            self._tried[images.source] = len(images)
+
+    def say(self) -> None:
+        """Names the first few."""
+        if self._reasons:
+            some = [f"{name} ({reason})" for name, reason in self._reasons.items()]
+            status(f"Skipped {len(some)} of {sum(self._tried.values())} that could not be read: {_first_few(some)}.")
+        if self._padded:
+            status(f"Shorter than a clip, with the last frame repeated: {_first_few([*self._padded])}.")
 
 
-def _say_written(files: Mapping[str, Sequence[Path]]) -> None:
-    for paths in files.values():
-        status(f"Wrote {' and '.join(str(path) for path in paths)}.")
+def _first_few(names: Sequence[str]) -> str:
+    return "; ".join([*names[:5], *([f"and {len(names) - 5} more"] if len(names) > 5 else [])])
 
 
 def _along(batches: Iterable[Batch], total: int) -> Iterator[Batch]:

@@ -171,7 +171,7 @@ def emit(table: Table, wanted: Format | None, output: Path | None) -> None:
 
 def status(text: str) -> None:
     """Says something to a person, on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(text)
+    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(units.printable(text))
 
 
 def progress(rows: Iterable[T], total: int, doing: str, *, timed: bool = False) -> Iterator[T]:
