@@ -123,7 +123,7 @@ class Outcome:
 
     analysis: str
     subject: Subject
-    finding: Any | None = None
+    finding: Any = None
     refusal: str = ""
     other: Subject | None = None
 
