@@ -324,21 +324,28 @@ def test_torchs_transformer_takes_no_short_cut() -> None:
 # Blocks.
 
 
+def attention_written_out(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    return (q @ k.mT / math.sqrt(CHANNELS) + attn_mask).softmax(-1).nan_to_num(0.0) @ v
+
+
 @pytest.mark.parametrize("room", [1, 4 * KEYS, 4 * KEYS * QUERIES, 4 * KEYS * QUERIES * 2, 2**22])
-@pytest.mark.parametrize("fused", [True, False])
-def test_every_row_is_shown_once_whatever_the_block(room: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("attend", [functional.scaled_dot_product_attention, attention_written_out])
+@pytest.mark.parametrize("mask", [_MASK, torch.where(_SHUT, _MASK, -math.inf)], ids=["biased", "masked"])
+def test_every_row_is_shown_once_whatever_the_block(
+    room: int, attend: Callable[..., Tensor], mask: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(attention.BLOCK_BYTES, "cpu", room)
     q, k, v = trio(B, HEADS)
-    expected = attention_of(q, k)
-    model = Known(lambda x: functional.scaled_dot_product_attention(q, k, v) if fused else attention_of(q, k))
+    model = Known(lambda x: attend(q, k, v, attn_mask=mask))
     outputs, keeping, _ = tapped(model)
-    same(keeping.maps[0].view_as(expected), expected)
+    found = keeping.maps[0].nan_to_num(0.0).view(B, HEADS, QUERIES, KEYS)
+    same(found, (q @ k.mT / math.sqrt(CHANNELS) + mask).softmax(-1).nan_to_num(0.0))
     same(outputs[0], untouched(model))
     assert (keeping.shown[0] == 1).all()
     assert max(keeping.blocks) <= max(room, 4 * KEYS)
 
 
-@pytest.mark.parametrize("layout", ["bgh", "gbh", "bhg", "hgb"])
+@pytest.mark.parametrize("layout", ["bgh", "gbh", "bhg", "hgb", "ghb", "hbg"])
 def test_the_axes_of_groups_are_sorted_out(layout: str, registered: Callable[..., None]) -> None:
     """Windows before inputs, after heads, or between: `sorted` and `per_input` find each number's input, group and head."""
     groups = 4
@@ -409,6 +416,23 @@ def test_a_site_knows_the_modules_under_way_and_the_calls_before(registered: Cal
     assert found.module is model
     assert sites[0].within("none.such") is None
     assert [call.layer for call in keeping.calls] == ["parts.1[0]", "parts.1[1]"]
+
+
+def test_a_pass_that_broke_off_leaves_nothing_to_the_next(registered: Callable[..., None]) -> None:
+    """A caller may go on with another batch after one that does not fit."""
+    sites: list[Site] = []
+
+    def geometer(site: Site) -> Geometry:
+        sites.append(site)
+        return line(site.queries, site.keys)
+
+    registered(Known, geometer)
+    model = Model(Known(lambda x: (x + torch.zeros(B, 3, 16, 16)).flatten(2).softmax(-1)))
+    with observing.judged(model), Tap([Keeping()]).attach(model):
+        with pytest.raises(RuntimeError, match="must match"):
+            model(torch.zeros(B, 3, 8, 8))
+        model(IMAGES)
+    assert [one.name for one in sites[0].running] == ["", "parts.0"]
 
 
 def test_layers_whose_tokens_lie_alike_share_a_geometry() -> None:

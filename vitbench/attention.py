@@ -437,7 +437,8 @@ class _Mode(TorchFunctionMode):
         bound = _MULTI_HEAD.bind(*args, **kwargs)
         bound.apply_defaults()
         wanted, averaged = bound.arguments["need_weights"], bound.arguments["average_attn_weights"]
-        # Only where weights are asked for does torch form the map where it can be seen: that of one layer at a time.
+        # Only where weights are asked for does torch form the map where it can be seen: that of one layer at a time, whole, and
+        # in the model's own precision.
         bound.arguments |= {"need_weights": True, "average_attn_weights": False}
         out, weights = functional.multi_head_attention_forward(*bound.args, **bound.kwargs)
         assert weights is not None  # they were asked for
