@@ -363,6 +363,31 @@ def test_limit_and_seed_choose_the_sample(album: Path) -> None:
     assert any(chosen("--limit", "1", "--seed", seed) != first for seed in ("1", "2", "3"))
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["tests.tiny:vit", "--images", "a.png", "b.png", "c"],
+        ["--images=a.png", "b.png", "c", "tests.tiny:vit"],
+        ["--images", "a.png", "b.png", "tests.tiny:vit", "--images", "c"],
+        ["--images", "a.png", "b.png", "-b", "2", "tests.tiny:vit", "--images", "c"],
+    ],
+    ids=str,
+)
+def test_images_may_be_what_a_shell_makes_of_a_pattern(typed: list[str], tmp_path: Path) -> None:
+    filled(tmp_path, "a.png", "b.png")
+    (tmp_path / "c").mkdir()
+    filled(tmp_path / "c", "d.png")
+    done = good("attn-entropy", *typed, *RANDOM)
+    assert "3 images of a.png b.png c;" in done.stderr
+
+
+def test_a_folder_with_the_name_of_a_model_is_the_model_behind_images(tmp_path: Path) -> None:
+    filled(tmp_path, "a.png")
+    (tmp_path / "vit_lite_2_4_32").mkdir()
+    done = good("attn-entropy", "--images", "a.png", "vit_lite_2_4_32", *RANDOM)
+    assert "vit_lite_2_4_32 (random weights): 1 image of a.png;" in done.stderr
+
+
 def test_the_seed_is_that_of_random_weights_too() -> None:
     good("embedding-filters", "tests.tiny:vit", *RANDOM, "--seed", "3")
     (row, *_) = results.read(Path("embedding-filters-tests.tiny_vit.csv"))
