@@ -68,6 +68,13 @@ def look(subject: Subject, names: Sequence[str], album: Path, **options: Any) ->
     return {outcome.analysis: outcome for outcome in found}
 
 
+def rows_of(outcome: Outcome) -> tuple[Any, ...]:
+    """Gives the rows of what was found."""
+    assert outcome.finding is not None, outcome.refusal
+    found: tuple[Any, ...] = outcome.finding.rows
+    return found
+
+
 # What is looked into
 
 
@@ -110,7 +117,7 @@ def test_the_size_of_a_factory_goes_before_the_input_that_was_stated() -> None:
 def test_a_factory_that_states_no_input_has_weights_all_the_same(album: Path) -> None:
     subject = small("nameless")
     (found,) = analyze.look(subject, ["posemb-similarity"])
-    assert found.finding.rows
+    assert rows_of(found)
     with pytest.raises(BadInput, match="give it with --input"):
         _ = subject.takes_clips
     (row, *_) = analyze.rows(found)
@@ -148,8 +155,8 @@ def test_findings_are_those_of_the_functions(album: Path) -> None:
     subject = small()
     found = look(subject, ["attn-distance", "posemb-similarity"], album)
     (batch,) = opened(subject, album).batches(PICTURES)
-    assert found["attn-distance"].finding.rows == attention_distance.analyze(subject.model, [batch.tensor]).rows
-    assert found["posemb-similarity"].finding.rows == position_similarity.analyze(subject.model).rows
+    assert rows_of(found["attn-distance"]) == attention_distance.analyze(subject.model, [batch.tensor]).rows
+    assert rows_of(found["posemb-similarity"]) == position_similarity.analyze(subject.model).rows
     setting = found["attn-distance"].subject.setting
     assert (setting.inputs, setting.batch_size, setting.source) == (PICTURES, 4, str(album))
     assert setting.preprocessing == "resize 32 bicubic, centre crop 32x32, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
@@ -160,11 +167,11 @@ def test_findings_are_those_of_the_functions(album: Path) -> None:
 def test_a_row_has_setting_numbers_and_environment(album: Path) -> None:
     found = look(small(), ["attn-distance"], album)["attn-distance"]
     (row, *others) = analyze.rows(found)
-    assert len(others) + 1 == len(found.finding.rows)
-    names = [*columns(found.subject.setting), *columns(found.finding.rows[0]), "status", "note"]
+    assert len(others) + 1 == len(rows_of(found))
+    names = [*columns(found.subject.setting), *columns(rows_of(found)[0]), "status", "note"]
     assert list(row)[: len(names)] == names
     assert all(name.startswith("environment_") for name in list(row)[len(names) :])
-    assert row["distance_px"] == found.finding.rows[0].distance_px
+    assert row["distance_px"] == rows_of(found)[0].distance_px
 
 
 def test_no_column_of_an_analysis_hides_one_of_its_setting() -> None:
@@ -200,8 +207,8 @@ def test_what_one_analysis_cannot_do_with_the_inputs_does_not_cost_the_others(al
     }
     assert "needs batches of 4 images or more" in found["cka"].refusal
     assert "drawn anew" in found["posemb-similarity"].refusal
-    assert found["feature-maps"].finding.rows
-    assert found["receptive-field"].finding.rows
+    assert rows_of(found["feature-maps"])
+    assert rows_of(found["receptive-field"])
 
 
 def test_without_images_what_needs_them_says_so() -> None:
@@ -254,7 +261,7 @@ def test_a_refusal_in_the_pass_costs_two_batches(
 def test_the_batch_size_changes_no_number(album: Path) -> None:
     found = [look(small(batch_size=size), ["attn-distance"], album)["attn-distance"] for size in (1, 3, 5)]
     assert [one.subject.setting.batch_size for one in found] == [1, 3, 5]
-    for one, other in zip(found[0].finding.rows, found[2].finding.rows, strict=True):
+    for one, other in zip(rows_of(found[0]), rows_of(found[2]), strict=True):
         assert one.distance_px == pytest.approx(other.distance_px, abs=1e-5)
         assert one.sem_px == pytest.approx(other.sem_px, abs=1e-5)
 
@@ -284,7 +291,7 @@ def test_a_memory_that_cannot_be_predicted_asks_for_a_batch_size(album: Path, mo
     monkeypatch.setattr(lifetimes, "peak", unknown)
     with pytest.raises(BadInput, match=r"cannot be predicted \(ValueError: no shape\): give a --batch-size"):
         look(small(), ["attn-entropy"], album)
-    assert look(small(batch_size=2), ["attn-entropy"], album)["attn-entropy"].finding.rows
+    assert rows_of(look(small(batch_size=2), ["attn-entropy"], album)["attn-entropy"])
 
 
 # Errors
@@ -357,11 +364,11 @@ def test_ctrl_c_ends_a_pass_and_what_was_seen_is_given(
     found = until_interrupted(analyze.look(subject, names, opened(subject, album)))
     assert set(found) == {*names} - {"receptive-field"}
     assert found["attn-distance"].subject.setting.inputs == 4
-    assert {row.images for row in found["feature-maps"].finding.rows} == {4}
+    assert {row.images for row in rows_of(found["feature-maps"])} == {4}
     tiny.DOING.clear()
     (whole,) = analyze.look(subject, ["attn-distance"], opened(subject, album, limit=None))
     (four,) = [attention_distance.analyze(subject.model, first_four(subject, album))]
-    assert found["attn-distance"].finding.rows == four.rows != whole.finding.rows
+    assert rows_of(found["attn-distance"]) == four.rows != rows_of(whole)
     assert "needs batches of 4" in found["cka"].refusal  # it had two batches of two
 
 
@@ -402,7 +409,7 @@ def test_ctrl_c_ends_receptive_fields_and_comparisons_alike(
     acts(pressed_at(2))
     subject = small("acting", batch_size=1)
     found = until_interrupted(analyze.look(subject, ["receptive-field"], opened(subject, album)))
-    assert {row.images for row in found["receptive-field"].finding.rows} == {2}
+    assert {row.images for row in rows_of(found["receptive-field"])} == {2}
     assert found["receptive-field"].subject.setting.inputs == 2
     tiny.DOING.clear()
     acts(pressed_at(1))
@@ -411,7 +418,7 @@ def test_ctrl_c_ends_receptive_fields_and_comparisons_alike(
     found = until_interrupted(analyze.compared(first, second, both, options=Options()))
     assert found["cka"].subject.setting.inputs == 4
     expected = cka.analyze(first.model, first_batch(both[0]), second.model, first_batch(both[1]))
-    assert found["cka"].finding.rows == expected.rows
+    assert rows_of(found["cka"]) == expected.rows
 
 
 def first_batch(found: Images) -> list[Tensor]:
@@ -442,7 +449,7 @@ def test_two_models_are_compared_on_the_same_images_and_the_rows_name_both(album
         [batch.tensor for batch in both[1].batches(4)],
         parts=False,
     )
-    assert found.finding.rows == expected.rows
+    assert rows_of(found) == expected.rows
     row = analyze.rows(found)[0]
     assert (row["model"], row["other_model"]) == ("tests.tiny:vit", "tests.tiny:deit")
     assert row["other_input_shape"] == (3, 32, 32)
@@ -454,8 +461,8 @@ def test_a_model_is_like_itself(album: Path) -> None:
     """CKA of equal features is 1, whatever they are."""
     first, second = small("vit"), small("vit")
     (found,) = analyze.compared(first, second, (opened(first, album), opened(second, album)), options=Options())
-    assert [row.cka for row in found.finding.rows if row.index_a == row.index_b] == pytest.approx(
-        [1.0] * len({row.index_a for row in found.finding.rows})
+    assert [row.cka for row in rows_of(found) if row.index_a == row.index_b] == pytest.approx(
+        [1.0] * len({row.index_a for row in rows_of(found)})
     )
 
 

@@ -32,11 +32,11 @@ def _stated(model: Any, size: Size) -> nn.Module:
 class _Acting(VisionTransformer):
     """A ViT that does what a test wants of it."""
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not x.is_meta:
             for act in DOING:
                 act(x)
-        out: Tensor = super().forward(x)
+        out: Tensor = super().forward(x, attn_mask, is_causal)
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,30 @@ def _finding(frames: int = 1) -> AttentionRollout:
 def test_the_same_numbers_make_the_same_picture(style: attention_rollout.Style, frames: int) -> None:
     first, second = (rendered(draw({"a $model$": _finding(frames)}, style=style), ".png") for _ in range(2))
     assert first == second
+
+
+def test_of_several_models_each_input_is_drawn_by_all_with_their_names() -> None:
+    figure = draw({"first $x$": _finding(), "second": _finding()})
+    named = [ax.get_xlabel() for ax in figure.axes if ax.images]
+    pictures, attention = ([f"a $x$ <b> {number}.jpg" for number in (0, 0, 1, 1)], ["first $x$", "second"] * 2)
+    assert named == [name for pair in zip(pictures, attention, strict=True) for name in pair]
+    rendered(figure, ".png")
+
+
+def test_an_image_stands_beside_clips_and_each_has_its_own_frames() -> None:
+    """Of clips of 6 pictures, whose number is their grey, three frames of tokens show 1, 3 and 5, and two 1 and 4."""
+
+    def greys(frames: int) -> AttentionRollout:
+        found = _finding(frames)
+        clip = np.broadcast_to(np.arange(6, dtype=np.uint8)[:, None, None, None], (6, 20, 30, 3))
+        return replace(found, pictures=(clip, clip))
+
+    figure = draw({"three": greys(3), "two": greys(2), "image": _finding()})
+    lines = np.reshape(np.array(figure.axes, dtype=object), (-1, 3))[:6]
+    shown = [[ax.images[0].get_array()[0, 0, 0] for ax in line if ax.images] for line in lines[::2]]
+    assert shown == [[1, 3, 5], [1, 4], [200]]
+    assert lines[1, 0].get_ylabel() == "Attention, class\nthree"
+    rendered(figure, ".png")
 
 
 def test_the_papers_rendering_shows_the_picture_where_the_weight_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import pytest
 import torch
 from huggingface_hub import constants as hub
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -139,7 +141,7 @@ def assert_svg(path: Path) -> None:
 
 
 # Command, model, options of the command, and the same for the function.
-EVERY = {
+EVERY: Mapping[str, tuple[str, list[str], dict[str, Any]]] = {
     "embedding-filters": ("vit", ["--components", "3", "--no-center"], {"components": 3, "center": False}),
     "posemb-similarity": ("vit", [], {}),
     "position-bias": ("swin", [], {}),
@@ -162,7 +164,7 @@ def test_a_command_writes_its_numbers_and_its_picture(command: str, album: Path,
     name, typed, options = EVERY[command]
     with_images = command not in analyze.OF_WEIGHTS
     shown = album / "0.png" if command == "attn-rollout" else album  # a tile an image
-    given = [*RANDOM, *typed, *(["--images", shown] if with_images else [])]
+    given = [*RANDOM, *typed, *(["--images", str(shown)] if with_images else [])]
     done = good(command, f"tests.tiny:{name}", *given, "--figure-format", "svg", "--output", "new/folder")
     stem = f"{command}-tests.tiny_{name}"
     folder = tmp_path / "new" / "folder"
@@ -191,8 +193,9 @@ def test_a_command_writes_its_numbers_and_its_picture(command: str, album: Path,
     first = ANALYSES.load(command).table({title: found}).columns[0]
     assert " ".join(first.heading.split()) in " ".join(done.stdout.split())
     assert f"Wrote new/folder/{stem}.csv and new/folder/{stem}.svg." in done.stderr
-    prepared = f"{title}: {inputs} images of {shown}; resize 32 bicubic, centre crop 32x32, mean 0.5 0.5 0.5"
-    assert (prepared in done.stderr) == with_images
+    found_there = f"{title}: {inputs} {'image' if inputs == 1 else 'images'} of {shown}"
+    prepared = "resize 32 bicubic, centre crop 32x32, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
+    assert (f"{found_there}; {prepared}." in done.stderr) == with_images
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +254,7 @@ def test_several_models_stand_side_by_side_in_one_file(album: Path) -> None:
 
 
 def test_clips_come_from_videos(videos: Path) -> None:
-    options = ["--video", videos, "--num-frames", "8"]
+    options = ["--video", str(videos), "--num-frames", "8"]
     done = good("attn-distance", "tests.tiny:clips", *RANDOM, *options)
     (row, *_) = results.read(Path("attn-distance-tests.tiny_clips.csv"))
     assert (row["input_shape"], row["inputs"], row["query_grid"]) == ("3x8x32x32", "2", "4x2x2")
@@ -260,14 +263,29 @@ def test_clips_come_from_videos(videos: Path) -> None:
     assert f"Shorter than a clip, with the last frame repeated: {videos}/short.mp4." in done.stderr
 
 
-def test_clips_and_images_may_share_a_figure(videos: Path, album: Path) -> None:
-    good("attn-rollout", "tests.tiny:clips", "tests.tiny:vit", *RANDOM, "--video", videos, "--images", album)
-    rows = results.read(Path("attn-rollout-tests.tiny_clips+tests.tiny_vit.csv"))
-    assert {(row["model"], row["frame"]) for row in rows} == {
-        ("tests.tiny:clips", "0"),
-        ("tests.tiny:clips", "1"),
-        ("tests.tiny:vit", "0"),
-    }
+@pytest.mark.parametrize("command", ["attn-rollout", "attn-distance", "attn-entropy", "posemb-similarity"])
+@pytest.mark.parametrize("models", [["clips", "vit"], ["vit", "clips"]], ids=str)
+def test_clips_and_images_may_share_a_figure(command: str, models: list[str], videos: Path, album: Path) -> None:
+    names = [f"tests.tiny:{name}" for name in models]
+    options = ["--video", str(videos), "--images", str(album / "0.png")]
+    done = good(command, *names, *RANDOM, *(options if command.startswith("attn") else []))
+    rows = results.read(Path(f"{command}-tests.tiny_{models[0]}+tests.tiny_{models[1]}.csv"))
+    assert {row["model"] for row in rows} == {*names}
+    assert "2 clips" in done.stderr or command == "posemb-similarity"
+    assert "1 image of" in done.stderr or command == "posemb-similarity"
+
+
+def test_a_terminal_has_a_bar_with_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = io.StringIO()
+    monkeypatch.setattr(commands, "Console", lambda **_: Console(file=drawn, force_terminal=True, width=100))
+    batches = [images.Batch(torch.zeros(2, 3, 4, 4), ("a", "b"))] * 3
+    taken = []
+    for batch in commands._along(batches, 6):
+        taken.append(batch)
+        time.sleep(0.02)
+    assert taken == batches
+    assert "6/6" in drawn.getvalue()
+    assert re.search(r"\d\.\d/s", drawn.getvalue())
 
 
 # Options
@@ -343,6 +361,31 @@ def test_limit_and_seed_choose_the_sample(album: Path) -> None:
     assert first == chosen("--limit", "1", "--seed", "0")
     assert len(first) == 1
     assert any(chosen("--limit", "1", "--seed", seed) != first for seed in ("1", "2", "3"))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["tests.tiny:vit", "--images", "a.png", "b.png", "c"],
+        ["--images=a.png", "b.png", "c", "tests.tiny:vit"],
+        ["--images", "a.png", "b.png", "tests.tiny:vit", "--images", "c"],
+        ["--images", "a.png", "b.png", "-b", "2", "tests.tiny:vit", "--images", "c"],
+    ],
+    ids=str,
+)
+def test_images_may_be_what_a_shell_makes_of_a_pattern(typed: list[str], tmp_path: Path) -> None:
+    filled(tmp_path, "a.png", "b.png")
+    (tmp_path / "c").mkdir()
+    filled(tmp_path / "c", "d.png")
+    done = good("attn-entropy", *typed, *RANDOM)
+    assert "3 images of a.png b.png c;" in done.stderr
+
+
+def test_a_folder_with_the_name_of_a_model_is_the_model_behind_images(tmp_path: Path) -> None:
+    filled(tmp_path, "a.png")
+    (tmp_path / "vit_lite_2_4_32").mkdir()
+    done = good("attn-entropy", "--images", "a.png", "vit_lite_2_4_32", *RANDOM)
+    assert "vit_lite_2_4_32 (random weights): 1 image of a.png;" in done.stderr
 
 
 def test_the_seed_is_that_of_random_weights_too() -> None:

@@ -295,7 +295,8 @@ def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_
     figure = Figure(figsize=(width * len(findings) + 0.3, height * len(units) + 0.3), layout="constrained")
     axes = figure.subplots(len(units), len(findings), squeeze=False)
     for line, unit in zip(axes, units, strict=True):
-        for place, (ax, (title, finding)) in enumerate(zip(line, findings.items(), strict=True)):
+        labelled = False
+        for ax, (title, finding) in zip(line, findings.items(), strict=True):
             if unit == units[0]:
                 ax.set_title(wrapped(plain(title), 40), fontsize=10, parse_math=False)
             if all(_value(row, unit, mode) is None for row in finding.rows):
@@ -303,9 +304,10 @@ def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_
                 continue
             (_draw_sorted if by_head else _draw_depth)(ax, finding, unit, mode)
             _scale(ax, finding, unit, mode)
-            if place == 0:
+            if not labelled:
                 what = "pixels" if unit == "px" else "frames"
                 ax.set_ylabel(f"Mean distance ({what})" if by_head else f"Mean attention distance ({what})")
+                labelled = True
             ax.set_xlabel("Sorted attention head" if by_head else "Network depth (layer)")
     said = _CAPTIONS[mode] if by_head else f"{_CAPTIONS[mode]} Grey line: attention that is the same everywhere."
     caption = wrapped(said, int(figure.get_size_inches()[0] * 18))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -334,27 +334,31 @@ _MOST_INPUTS = 12
 
 
 def draw(findings: Mapping[str, AttentionRollout], *, style: Style = "paper") -> Figure:
-    """Draws inputs beside what the output looks at; of clips, frames above it.
+    """Draws inputs beside what the output looks at; of clips, frames above it; of several models, each input by all of them.
 
     Args:
         findings: by title.
         style: `paper`: the picture where the weights are, black where they are not, as ViT's Fig. 6; `heat`: the weights
             in colour over the grey picture; `mask`: the weights alone.
     """
-    strips = [
-        (title, finding.pictures[number], _by_token(maps))
+    of_models = [
+        [(title, finding.pictures[number], _by_token(maps)) for number, maps in groupby(finding.rows, key=_input)]
         for title, finding in findings.items()
-        for number, maps in groupby(finding.rows, key=lambda row: row.input)
     ]
+    strips = [strip for same in zip_longest(*of_models) for strip in same if strip is not None]
     shown = strips[:_MOST_INPUTS]
     clips = any(len(rows) > 1 for _, _, tokens in shown for rows in tokens.values())
-    figure = _draw_clips(shown, style) if clips else _draw_images(shown, style)
+    figure = (_draw_clips if clips else _draw_images)(shown, style, named=len(findings) > 1)
     width = figure.get_size_inches()[0]
     heading = ", ".join(plain(title) for title in findings)
     figure.suptitle(wrapped(heading, int(width * 11)), fontsize=10, parse_math=False)
     if len(strips) > len(shown):
         figure.supxlabel(f"The first {len(shown)} of {len(strips)} inputs; the CSV has all.", fontsize=7)
     return figure
+
+
+def _input(row: RolloutMap) -> int:
+    return row.input
 
 
 _Strip = tuple[str, Picture, dict[str, list[RolloutMap]]]
@@ -364,7 +368,7 @@ def _by_token(maps: Iterable[RolloutMap]) -> dict[str, list[RolloutMap]]:
     return {token: list(same) for token, same in groupby(maps, key=lambda row: row.token)}
 
 
-def _draw_images(strips: Sequence[_Strip], style: Style) -> Figure:
+def _draw_images(strips: Sequence[_Strip], style: Style, *, named: bool) -> Figure:
     """Pairs of input and attention, as many beside each other as there is room for."""
     tokens = list(dict.fromkeys(token for _, _, found in strips for token in found))
     unit = 1 + len(tokens)
@@ -376,12 +380,14 @@ def _draw_images(strips: Sequence[_Strip], style: Style) -> Figure:
     axes = figure.subplots(lines, beside * unit, squeeze=False)
     for ax in axes.flat:
         bare(ax)
-    for place, (_, picture, found) in enumerate(strips):
+    for place, (title, picture, found) in enumerate(strips):
         line, first = place // beside, place % beside * unit
         axes[line, first].imshow(picture)
         name = next(iter(found.values()))[0].name
         axes[line, first].set_xlabel(_shortened(plain(name)), fontsize=6, parse_math=False)
         axes[line, first].set_title("Input" if line == 0 else "", fontsize=9)
+        if named:
+            axes[line, first + 1].set_xlabel(_shortened(plain(title)), fontsize=6, parse_math=False)
         for column_, token in enumerate(tokens, first + 1):
             if token in found:
                 row = found[token][0]
@@ -391,7 +397,7 @@ def _draw_images(strips: Sequence[_Strip], style: Style) -> Figure:
     return figure
 
 
-def _draw_clips(strips: Sequence[_Strip], style: Style) -> Figure:
+def _draw_clips(strips: Sequence[_Strip], style: Style, *, named: bool) -> Figure:
     """A line of frames for each input, and below it one for each token; all frames of a line have one scale."""
     frames = max(len(rows) for _, _, found in strips for rows in found.values())
     lines = sum(1 + len(found) for _, _, found in strips)
@@ -400,7 +406,7 @@ def _draw_clips(strips: Sequence[_Strip], style: Style) -> Figure:
     for ax in axes.flat:
         bare(ax)
     line = 0
-    for _, picture, found in strips:
+    for title, picture, found in strips:
         own = len(next(iter(found.values())))
         inputs = picture if picture.ndim == 4 else picture[None]  # an image beside clips of another model
         seen = [inputs[int((frame + 0.5) * len(inputs) / own)] for frame in range(own)]
@@ -412,7 +418,8 @@ def _draw_clips(strips: Sequence[_Strip], style: Style) -> Figure:
             top = max(max(row.values) for row in rows)
             for row in rows:
                 axes[below, row.frame].imshow(_shown(seen[row.frame], row, top, style))
-            axes[below, 0].set_ylabel(f"Attention, {token}", fontsize=7)
+            of = f"\n{_shortened(plain(title))}" if named else ""
+            axes[below, 0].set_ylabel(f"Attention, {token}{of}", fontsize=6 if named else 7, parse_math=False)
         line += 1 + len(found)
     return figure
 

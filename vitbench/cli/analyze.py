@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
-from vitbench import results
+from vitbench import catalog, results
 from vitbench.analyses import ANALYSES
 from vitbench.cli.options import (
     SOME_FAILED,
@@ -78,6 +79,33 @@ class Also(StrEnum):
     entropy = "entropy"
 
 
+class PathsCommand(typer.core.TyperCommand):
+    """A command whose `--images` and `--video` take all paths that follow them, as a shell makes them of `*.jpg`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeats the option before each further path: one that is there, and is no model of that name."""
+        words: list[str] = []
+        option, given = "", False  # whose paths follow, and whether it has one
+        for word in args:
+            if word.partition("=")[0] in ("--images", "--video"):
+                option, equals, _ = word.partition("=")
+                given = bool(equals)
+            elif word.startswith("-") or (given and not self._is_path(word)):
+                option, given = "", False
+            elif option:
+                words += [option] if given else []
+                given = True
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+    @staticmethod
+    def _is_path(word: str) -> bool:
+        try:
+            return word not in catalog.VARIANTS and Path(word).exists()
+        except OSError:  # longer than a name can be
+            return False
+
+
 def _parse_batch(text: str) -> str:
     if text != "auto" and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise typer.BadParameter(f"{text!r} is neither auto nor a whole number above zero.")
@@ -109,16 +137,14 @@ ImagePaths = Annotated[
     list[str] | None,
     typer.Option(
         "--images",
-        metavar="PATH",
-        help="A folder, searched through; an image; a tar; or a data set of timm, such as torch/cifar10. May be repeated.",
+        metavar="PATH...",
+        help="Folders, searched through; images; a tar; or a data set of timm, such as torch/cifar10. May be repeated.",
         show_default=False,
     ),
 ]
 VideoPaths = Annotated[
     list[str] | None,
-    typer.Option(
-        "--video", metavar="PATH", help="A video or a folder of videos, for models of clips. May be repeated."
-    ),
+    typer.Option("--video", metavar="PATH...", help="Videos or folders of them, for models of clips. May be repeated."),
 ]
 Limit = Annotated[
     int, typer.Option("--limit", min=1, help="Of more images, a seeded sample of so many; the ViT paper has 128.")
