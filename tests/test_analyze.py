@@ -282,16 +282,24 @@ def test_auto_is_halved_while_memory_is_predicted_not_to_hold_it(album: Path, mo
         assert look(subject, ["attn-entropy"], album)["attn-entropy"].subject.setting.batch_size == expected
 
 
-def test_a_memory_that_cannot_be_predicted_asks_for_a_batch_size(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_cannot_be_predicted_batches_are_small(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitbench import lifetimes
 
     def unknown(*_: object) -> None:
         raise ValueError("no shape")
 
     monkeypatch.setattr(lifetimes, "peak", unknown)
-    with pytest.raises(BadInput, match=r"cannot be predicted \(ValueError: no shape\): give a --batch-size"):
-        look(small(), ["attn-entropy"], album)
-    assert rows_of(look(small(batch_size=2), ["attn-entropy"], album)["attn-entropy"])
+    found = look(small(), ["attn-entropy"], album)["attn-entropy"]
+    assert rows_of(found)
+    assert found.subject.setting.batch_size == 4
+
+
+def test_a_factorys_model_is_taken_as_it_comes_and_the_rows_say_so() -> None:
+    assert small().setting.weights == "random weights (seed 0)"
+    asked = Ask(model="tests.tiny:vit", weights="pretrained")
+    found = analyze.subject(asked)
+    assert found.setting.weights == "as its factory gives them"
+    assert found.title == "tests.tiny:vit"
 
 
 # Errors

@@ -603,6 +603,14 @@ def test_a_class_that_calls_itself_attn_is_refused_too() -> None:
     assert "TalkingAttn is not registered" in refused(TalkingAttn(lambda x: torch.zeros(B, HEADS, 4, 4).softmax(-1)))
 
 
+def test_a_square_of_tokens_is_attention_whatever_its_class_is_called() -> None:
+    """Else a layer would be left out in silence. A gate over three branches is none."""
+    assert "Told is not registered" in refused(Told(lambda x: torch.zeros(B, HEADS, 9, 9).softmax(-1)))
+    gate = Told(lambda x: torch.zeros(B, 3, 3).softmax(-1))
+    _, keeping, _ = tapped(Model(gate, Known(lambda x: torch.zeros(B, 1, 4, 4).softmax(-1))))
+    assert [call.layer for call in keeping.calls] == ["parts.1"]
+
+
 def test_fused_attention_is_refused_in_whatever_class() -> None:
     """No gate and no head calls it."""
     model = Told(lambda x: functional.scaled_dot_product_attention(*trio(B, HEADS)))

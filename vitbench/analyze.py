@@ -39,6 +39,7 @@ ALONE = ("receptive-field",)
 
 # Inputs a batch that `auto` takes at most: more is no faster.
 _AUTO = {"cpu": 16, "elsewhere": 64}
+_UNPREDICTED = 4
 # Of the memory that is free, so much may be predicted to be used: the images and what reads them need room too.
 _ROOM = 0.6
 
@@ -55,7 +56,7 @@ class Ask:
 
     Attributes:
         model: a catalog name, a timm name, or `package.module:factory`.
-        weights: pretrained, random, or the path of a file.
+        weights: pretrained, random, or the path of a file; of a factory, pretrained takes the model as it comes.
         img_size, num_frames, input_shape: as `build.plan` takes them.
         device: as `device.resolve` takes it.
         dtype: of weights and activations.
@@ -160,34 +161,54 @@ def subject(ask: Ask) -> Subject:
         NotSupported: there are no pretrained weights, or no such device.
     """
     where = device.resolve(ask.device)
-    device.prepare(where, ask.dtype, torch.get_num_threads())
-    if where.type == "cpu":
-        device.limit_memory()
     plan = build.plan(ask.model, img_size=ask.img_size, num_frames=ask.num_frames, input_shape=ask.input_shape)
     ask = _sized(ask)
     options: dict[str, Any] = {"img_size": ask.img_size, "num_frames": ask.num_frames}
-    if ask.weights not in ("pretrained", "random") and ":" not in ask.model:
+    from_file = ask.weights not in ("pretrained", "random")
+    if from_file and ":" not in ask.model:
         options["num_classes"] = 0  # no analysis reads the classifier, and many files have none, or another
+    # Whether a factory's weights are trained only it knows.
+    weights = "random" if ":" in ask.model and not from_file else ask.weights
     try:
-        model = build.create_model(ask.model, weights=ask.weights, seed=ask.seed, device=where, **_given(options))
+        model = build.create_model(ask.model, weights=weights, seed=ask.seed, device=where, **_given(options))
         model.to(passes.DTYPES[ask.dtype])
     except Exception as error:
         if device.out_of_memory(error):
             raise NotSupported(f"{ask.model} does not fit into the memory of {where}.") from error
         raise
     shape = plan.input_shape or build.input_shape(model) or ()
-    weights = {"pretrained": "pretrained", "random": f"random weights (seed {ask.seed})"}.get(ask.weights)
+    source, about = _source_of_weights(ask)
     setting = AnalysisSetting(
         model=ask.model,
         input_shape=tuple(shape),
-        weights=weights or f"file {Path(ask.weights).name}",
+        weights=source,
         device=str(where),
         dtype=ask.dtype,
     )
-    about = {"pretrained": "", "random": "random weights"}.get(ask.weights, Path(ask.weights).name)
     sized = size(tuple(shape)[-2:]) if ask.img_size else ""
     said = ", ".join(part for part in (about, sized) if part)
     return Subject(model=model, title=f"{ask.model} ({said})" if said else ask.model, setting=setting, ask=ask)
+
+
+def _source_of_weights(ask: Ask) -> tuple[str, str]:
+    """Gives where the weights come from, for rows, and what a picture's title says of it."""
+    if ask.weights == "random":
+        return f"random weights (seed {ask.seed})", "random weights"
+    if ask.weights != "pretrained":
+        return f"file {Path(ask.weights).name}", Path(ask.weights).name
+    return ("as its factory gives them", "") if ":" in ask.model else ("pretrained", "")
+
+
+def settle(ask: Ask) -> None:
+    """Sets this process up to look into models: float32 is float32, and memory that runs out is an error, not the end of others.
+
+    Raises:
+        NotSupported: there is no such device.
+    """
+    where = device.resolve(ask.device)
+    device.prepare(where, ask.dtype, torch.get_num_threads())
+    if where.type == "cpu":
+        device.limit_memory()
 
 
 def check(ask: Ask) -> None:
@@ -272,8 +293,11 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
     about = environment.describe()
     other = {} if outcome.other is None else columns(outcome.other.setting)
     beside = {f"other_{name}": other[name] for name in _OF_OTHER if name in other}
+    note = " ".join(outcome.finding.notes)
     return [
-        flatten(Row(setting=outcome.subject.setting, findings={"other": beside, "row": row}, environment=about))
+        flatten(
+            Row(setting=outcome.subject.setting, findings={"other": beside, "row": row}, environment=about, note=note)
+        )
         for row in outcome.finding.rows
     ]
 
@@ -563,7 +587,10 @@ class _Watched:
 
 
 def _batch_size(of: Subject, inputs: int) -> int:
-    """Gives the batch size asked for; `auto` is the largest power of two of which a pass is predicted to fit, within reason."""
+    """Gives the batch size asked for.
+
+    `auto` is the largest power of two of which a pass is predicted to fit, within reason; few inputs where nothing is predicted.
+    """
     if of.ask.batch_size != "auto":
         return of.ask.batch_size
     most = min(_AUTO.get(of.device.type, _AUTO["elsewhere"]), max(1, inputs))
@@ -581,10 +608,9 @@ def _batch_size(of: Subject, inputs: int) -> int:
         )
         try:
             peak = lifetimes.peak(of.model, setting)
-        except Exception as error:
-            raise BadInput(
-                f"How much memory {of.setting.model} needs cannot be predicted ({one_line(error)}): give a --batch-size."
-            ) from error
+        except Exception:
+            # It needs numbers to run, or cannot take this input: that the pass itself will tell, in its own words.
+            return min(batch, _UNPREDICTED)
         if int(peak.peak_bytes - peak.weights_bytes) <= _ROOM * free:
             break
         batch //= 2

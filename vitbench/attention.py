@@ -315,14 +315,15 @@ class Tap(Observer):
         """Tells whether a softmax is a registered class's attention.
 
         Raises:
-            NotDefined: it is that of a class that calls itself attention and is not registered.
+            NotDefined: it is that of a class that calls itself attention, or looks like it, and is not registered.
         """
         if not self._stack or logits.dim() < 3 or dim % logits.dim() != logits.dim() - 1:
             return False
         if any(one.known is not None for one in self._stack):
             return True
         caller = self._caller()
-        if any(word in caller.rpartition(".")[2].lower() for word in _CALLED):
+        square = logits.shape[-1] == logits.shape[-2] >= _LEAST_TOKENS
+        if square or any(word in caller.rpartition(".")[2].lower() for word in _CALLED):
             raise NotDefined(f"its attention class {caller} is not registered, so where its tokens lie is not known")
         return False
 
@@ -345,6 +346,7 @@ class Tap(Observer):
 
 _SOFTMAX = {torch.softmax, torch.special.softmax, torch.Tensor.softmax, functional.softmax}
 _CALLED = ("attention", "attn", "mhsa", "shsa")  # what classes call themselves that attend
+_LEAST_TOKENS = 4  # a softmax over a square of so many or more is attention, whatever its class is called
 _OPTIMIZED = "torch._dynamo.eval_frame.OptimizedModule"  # by name: to import it takes a second
 
 

@@ -58,10 +58,23 @@ def _tokens(site: Site) -> Geometry:
     stated = prefix_of(site)
     if site.queries != site.keys or prefix < 0 or (stated is not None and prefix != stated):
         raise site.wrong(f"{site.queries} queries and {site.keys} keys, with a grid of {size(grid)}")
-    named: tuple[str, ...] = ("class",) if prefix and getattr(site.model, "has_class_token", True) else ()
+    named: tuple[str, ...] = ("class",) if prefix and _reads_class_token(site.model) else ()
     if getattr(site.model, "dist_token", None) is not None:
         named = ("class", "distillation")
     return raster(grid, site.extents if len(grid) == 3 else covered(site, grid), prefix=prefix, named=named)
+
+
+def _reads_class_token(model: Any) -> bool:
+    """Tells whether a model's output is read from a class token; registers alone are none, and some average all tokens."""
+    if "torchvision.models.vision_transformer.VisionTransformer" in ancestry(type(model)):
+        return True
+    if getattr(model, "global_pool", None) in ("avg", "avgmax", "max"):
+        return False
+    if hasattr(model, "has_class_token"):
+        return bool(model.has_class_token)
+    holders = (model, getattr(model, "classifier", None))
+    tokens = (getattr(holder, name, None) for holder in holders for name in ("cls_token", "class_token", "class_emb"))
+    return any(isinstance(token, Tensor) for token in tokens)
 
 
 def _soft_split(site: Site) -> Geometry:

@@ -241,6 +241,8 @@ def _image(raw: Raw) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise Unreadable("not an image that Pillow can read") from error
+    except MemoryError:
+        raise  # of this machine, not of the file
     except Exception as error:
         # A decoder on a damaged file raises nearly anything.
         raise Unreadable(_reason(error)) from error

@@ -78,7 +78,7 @@ class AnalysisSetting(Setting):
     weights: str = column(
         "Weights",
         default="random weights",
-        meaning="pretrained, random weights with their seed, or the file they come from",
+        meaning="pretrained, random weights with their seed, the file they come from, or as a factory gives them",
     )
     device: str = column("Device", default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
     dtype: str = column(

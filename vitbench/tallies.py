@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -80,3 +80,11 @@ class Tally:
     def first(self) -> Geometry:
         """The first geometry whose queries have places."""
         return next(one for one in self.geometries if bool(one.placed_queries.any()))
+
+
+def left_out_notes(left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """Says which layers were left out, reason by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for layer, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(layer)
+    return tuple(f"Left out {', '.join(layers)}: {reason}." for reason, layers in by_reason.items())

@@ -49,6 +49,7 @@ class _Model(nn.Module):
         self.num_prefix_tokens = prefix
         self.grid_size = (1, tokens - prefix)
         self.tokens = tokens
+        self.cls_token = nn.Parameter(torch.zeros(1)) if prefix else None
         self.layers = nn.Sequential(*(_Planted(one) for one in maps))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,6 +149,18 @@ def test_a_vision_transformer_agrees_with_whole_maps_multiplied() -> None:
         assert (row.token, row.tile_height, row.tile_width) == ("class", 2, 3)
         assert np.allclose(row.values, whole[0, 1:], atol=1e-6)
         assert row.placed_mass == pytest.approx(whole[0, 1:].sum().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"global_pool": "avg"}, {"class_token": False, "reg_tokens": 1, "global_pool": "avg"}]
+)
+def test_where_the_output_is_an_average_so_is_the_map(options: dict[str, Any]) -> None:
+    """A model that averages its patches reads no class token, and registers are none."""
+    model, x = _vit(**options), torch.randn(1, 3, 32, 48)
+    row = analyze(model, [x]).rows[0]
+    rolled = _product(_whole_maps(model, x))
+    assert row.token == "average"
+    assert np.allclose(row.values, rolled[0, 1:, 1:].mean(0), atol=1e-6)
 
 
 def test_registers_take_part_and_are_not_drawn() -> None:
@@ -250,7 +263,7 @@ def test_attention_within_the_tokenizer_is_left_out_and_said_so() -> None:
     model = build.create_model("t2t_vit_t_14", img_size=32, num_classes=0)
     found = analyze(model, [torch.zeros(1, 3, 32, 32)])
     assert set(found.left_out) == {"tokens_to_token.attention1", "tokens_to_token.attention2"}
-    assert any("left out" in note for note in table({"t2t": found}).notes)
+    assert any("Left out" in note for note in table({"t2t": found}).notes)
 
 
 def test_no_image_is_an_error() -> None:

@@ -318,3 +318,9 @@ def test_the_table_says_in_short_how_alike_layers_are() -> None:
     assert [column.text(pair.rows[0]) for column in pair.columns] == ["a", "b", "1 x 2", "0.600", "0.700", "0.700"]
     alone = cka.table({"m": _finding([[1]])})
     assert [column.text(alone.rows[0]) for column in alone.columns][3:] == ["1.000", "-", "1.000"]
+
+
+def test_the_same_image_again_and_again_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(BadInput, match="Every layer gives the same for all images"):
+        cka.analyze(model, [torch.ones(8, 3)])

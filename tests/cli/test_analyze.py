@@ -253,6 +253,25 @@ def test_several_models_stand_side_by_side_in_one_file(album: Path) -> None:
     assert done.stderr.count("5 images") == 2
 
 
+def test_each_model_may_have_weights_of_its_own(album: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.save(small("vit", seed=seed).model.state_dict(), f"{name}.pth")
+    both = "attn-distance", "tests.tiny:vit", "tests.tiny:vit", "--images", album, "--device", "cpu"
+    good(*both, "--weights", "a.pth", "--weights", "b.pth")
+    rows = results.read(Path("attn-distance-tests.tiny_vit+tests.tiny_vit.csv"))
+    assert [row["weights"] for row in rows] == ["file a.pth"] * 6 + ["file b.pth"] * 6
+    first, second = rows[:6], rows[6:]
+    assert all(one["distance_px"] != other["distance_px"] for one, other in zip(first, second, strict=True))
+    text = said(run(*both, "--weights", "a.pth", "--weights", "b.pth", "--weights", "random"))
+    assert "There are 3 --weights for 2 models: give one for all, or one for each in their order." in text
+
+
+def test_what_is_replaced_is_said(album: Path) -> None:
+    command = "attn-entropy", "tests.tiny:vit", *RANDOM, "--images", album
+    assert "in the place of older ones" not in good(*command).stderr
+    assert "attn-entropy-tests.tiny_vit.png, in the place of older ones." in good(*command).stderr
+
+
 def test_clips_come_from_videos(videos: Path) -> None:
     options = ["--video", str(videos), "--num-frames", "8"]
     done = good("attn-distance", "tests.tiny:clips", *RANDOM, *options)
@@ -640,7 +659,6 @@ def test_a_users_mistake_is_one_sentence(typed: str, expected: str, tmp_path: Pa
         ("torn.pth", "torn.pth is truncated or no file of torch's"),
         ("torn.safetensors", "torn.safetensors is not a whole safetensors file"),
         ("another.pth", "another.pth does not fit VisionTransformer; missing: cls_token"),
-        ("pretrained", "tests.tiny:vit is your own factory: only it knows its weights; use a path instead."),
     ],
 )
 def test_weights_that_cannot_be_had(weights: str, expected: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput
 from vitbench.pictures import COLORS, GREY, plain, wrapped
 from vitbench.records import Column, Table, column
-from vitbench.tallies import Tally
+from vitbench.tallies import Tally, left_out_notes
 
 Mode = Literal["paper", "renorm"]
 MODES: tuple[Mode, ...] = ("paper", "renorm")
@@ -86,6 +86,17 @@ class AttentionDistance:
     rows: tuple[HeadDistance, ...]
     width_px: int
     left_out: Mapping[str, str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for people: what was left out, and why."""
+        notes = list(left_out_notes(self.left_out))
+        if any(row.query_grid != row.key_grid for row in self.rows):
+            notes.append("Where keys are pooled, no distance can be 0: see the least, layer by layer.")
+        empty = sum(row.rows_left_out for row in self.rows)
+        if empty:
+            notes.append(f"{empty} rows have all their weight on tokens without a place, and are left out of renorm.")
+        return tuple(notes)
 
 
 class DistanceReader(Reader):
@@ -260,17 +271,7 @@ def _notes(findings: Mapping[str, AttentionDistance]) -> list[str]:
         "and nothing is made up for them, as in the ViT paper's figure; paper = renorm x (1 - prefix mass), query by query."
     ]
     for title, finding in findings.items():
-        by_reason: dict[str, list[str]] = {}
-        for layer, reason in finding.left_out.items():
-            by_reason.setdefault(reason, []).append(layer)
-        notes += [f"{title}: left out {', '.join(layers)}: {reason}." for reason, layers in by_reason.items()]
-        if any(row.query_grid != row.key_grid for row in finding.rows):
-            notes.append(
-                f"{title}: where keys are pooled, no distance can be 0; the CSV has the least, layer by layer."
-            )
-        empty = sum(row.rows_left_out for row in finding.rows)
-        if empty:
-            notes.append(f"{title}: {empty} rows have all their weight on class tokens and are left out of renorm.")
+        notes += [f"{title}: {note}" for note in finding.notes]
     return notes
 
 

@@ -21,7 +21,7 @@ from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput
 from vitbench.pictures import COLORS, GREY, plain, wrapped
 from vitbench.records import Column, Table, column
-from vitbench.tallies import Tally
+from vitbench.tallies import Tally, left_out_notes
 
 # The least that float32 holds with all its digits: log of it is finite, and 0 x log of it is 0.
 _TINY = torch.finfo(torch.float32).tiny
@@ -64,6 +64,11 @@ class AttentionEntropy:
 
     rows: tuple[HeadEntropy, ...]
     left_out: Mapping[str, str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for people: what was left out, and why."""
+        return left_out_notes(self.left_out)
 
 
 class EntropyReader(Reader):
@@ -195,10 +200,7 @@ def table(findings: Mapping[str, AttentionEntropy]) -> Table:
     ]
     notes = []
     for title, finding in findings.items():
-        by_reason: dict[str, list[str]] = {}
-        for layer, reason in finding.left_out.items():
-            by_reason.setdefault(reason, []).append(layer)
-        notes += [f"{title}: left out {', '.join(layers)}: {reason}." for reason, layers in by_reason.items()]
+        notes += [f"{title}: {note}" for note in finding.notes]
     return Table(rows=rows, columns=shown, notes=notes)
 
 

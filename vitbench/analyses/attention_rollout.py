@@ -24,11 +24,13 @@ from vitbench.errors import BadInput, NotDefined
 from vitbench.geometry import Chain, Geometry
 from vitbench.pictures import bare, plain, wrapped
 from vitbench.records import Column, Table, column
+from vitbench.tallies import left_out_notes
 
 Picture = np.ndarray[Any, Any]
 """(H, W, 3), uint8; of a clip (T, H, W, 3)."""
 
 Style = Literal["paper", "heat", "mask"]
+_MOST_INPUTS = 12  # that are drawn
 STYLES: tuple[Style, ...] = ("paper", "heat", "mask")
 
 
@@ -60,13 +62,18 @@ class AttentionRollout:
 
     Attributes:
         rows: one a frame, token and input.
-        pictures: the inputs as the model saw them.
+        pictures: the inputs as the model saw them; of more than can be drawn the first.
         left_out: layers whose attention is not in the product, with the reason.
     """
 
     rows: tuple[RolloutMap, ...]
     pictures: tuple[Picture, ...]
     left_out: Mapping[str, str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for people: what was left out, and why."""
+        return left_out_notes(self.left_out)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,10 +111,11 @@ class RolloutReader(Reader):
         self._left_out: dict[str, str] = {}
         self._rows: list[RolloutMap] = []
         self._pictures: list[Picture] = []
+        self._inputs = 0
 
     @property
     def _done(self) -> bool:
-        return self._refusal is not None or (self._most is not None and len(self._pictures) >= self._most)
+        return self._refusal is not None or (self._most is not None and self._inputs >= self._most)
 
     def begin(self, call: Call) -> None:
         """Makes room for a call's average."""
@@ -127,7 +135,12 @@ class RolloutReader(Reader):
 
     def read(self, block: Block) -> None:
         """Adds the heads of a block."""
-        if self._sum is not None:
+        if self._sum is None:
+            return
+        heads, first, last = block.call.heads, block.maps.start, block.maps.stop
+        if first // heads == (last - 1) // heads:  # of one input and group: no index needed
+            self._sum[first // heads, block.queries] += block.attention.sum(0)
+        else:
             self._sum[:, block.queries].index_add_(0, self._index[block.maps], block.attention)
 
     def end(self, call: Call) -> None:
@@ -149,14 +162,16 @@ class RolloutReader(Reader):
         for number, one in enumerate(inputs):
             if self._done:
                 break
-            name = f"input {len(self._pictures)}" if self._names is None else next(self._names)
-            self._pictures.append(self._as_picture(one))
+            name = f"input {self._inputs}" if self._names is None else next(self._names)
+            if len(self._pictures) < _MOST_INPUTS:
+                self._pictures.append(self._as_picture(one))
+            self._inputs += 1
             for token, row in zip(tokens, rows[number].cpu().double(), strict=True):
                 placed = row[places].view(t, h * w)
                 mass = float(placed.sum())
                 self._rows += [
                     RolloutMap(
-                        input=len(self._pictures) - 1,
+                        input=self._inputs - 1,
                         name=name,
                         token=token,
                         frame=frame,
@@ -321,16 +336,12 @@ def table(findings: Mapping[str, AttentionRollout]) -> Table:
 def _notes(findings: Mapping[str, AttentionRollout]) -> list[str]:
     notes = []
     for title, finding in findings.items():
-        by_reason: dict[str, list[str]] = {}
-        for layer, reason in finding.left_out.items():
-            by_reason.setdefault(reason, []).append(layer)
-        notes += [f"{title}: left out {', '.join(layers)}: {reason}." for reason, layers in by_reason.items()]
+        notes += [f"{title}: {note}" for note in finding.notes]
     return notes
 
 
 _TILE_IN = 1.5
 _TILES_A_LINE = 6
-_MOST_INPUTS = 12
 
 
 def draw(findings: Mapping[str, AttentionRollout], *, style: Style = "paper") -> Figure:
@@ -342,7 +353,11 @@ def draw(findings: Mapping[str, AttentionRollout], *, style: Style = "paper") ->
             in colour over the grey picture; `mask`: the weights alone.
     """
     of_models = [
-        [(title, finding.pictures[number], _by_token(maps)) for number, maps in groupby(finding.rows, key=_input)]
+        [
+            (title, finding.pictures[number], _by_token(maps))
+            for number, maps in groupby(finding.rows, key=_input)
+            if number < len(finding.pictures)
+        ]
         for title, finding in findings.items()
     ]
     strips = [strip for same in zip_longest(*of_models) for strip in same if strip is not None]
@@ -352,8 +367,9 @@ def draw(findings: Mapping[str, AttentionRollout], *, style: Style = "paper") ->
     width = figure.get_size_inches()[0]
     heading = ", ".join(plain(title) for title in findings)
     figure.suptitle(wrapped(heading, int(width * 11)), fontsize=10, parse_math=False)
-    if len(strips) > len(shown):
-        figure.supxlabel(f"The first {len(shown)} of {len(strips)} inputs; the CSV has all.", fontsize=7)
+    inputs = sum(len({row.input for row in finding.rows}) for finding in findings.values())
+    if inputs > len(shown):
+        figure.supxlabel(f"The first {len(shown)} of {inputs} inputs; the CSV has all.", fontsize=7)
     return figure
 
 

@@ -206,6 +206,10 @@ class _Sum:
             )
         across, own_a, own_b = self._products
         cka = across / (own_a[:, None] * own_b[None]).sqrt()
+        if not (bool((own_a > 0).any()) and bool((own_b > 0).any())):
+            raise BadInput(
+                "Every layer gives the same for all images, so there is nothing to compare: give different ones."
+            )
         return tuple(
             Similarity(index_a=i, layer_a=name_a, index_b=j, layer_b=name_b, cka=float(cka[i, j]))
             for i, name_a in enumerate(self.names_a)

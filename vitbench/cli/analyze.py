@@ -122,9 +122,12 @@ Models = Annotated[
     ),
 ]
 Weights = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
-        "--weights", metavar="pretrained|random|FILE", help="Of the model; pretrained asks timm's hub, or its cache."
+        "--weights",
+        metavar="pretrained|random|FILE",
+        help="pretrained, the default, asks timm's hub or its cache; a factory's model it takes as it comes. "
+        "One for all models, or repeated, one for each.",
     ),
 ]
 ImgSize = Annotated[
@@ -149,7 +152,9 @@ VideoPaths = Annotated[
 Limit = Annotated[
     int, typer.Option("--limit", min=1, help="Of more images, a seeded sample of so many; the ViT paper has 128.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of the sample of images, and of random weights.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the sample of images, and of random weights.")
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps; auto is the accelerator if there is one.")
 ]
@@ -171,7 +176,7 @@ Figures = Annotated[FigureFormat, typer.Option("--figure-format", help="What the
 
 def embedding_filters(
     models: Models,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     components: Annotated[int, typer.Option("--components", min=1, help="How many to show.")] = 28,
     center: Annotated[
         bool, typer.Option("--center/--no-center", help="Whether the mean filter is taken off first.")
@@ -187,7 +192,7 @@ def embedding_filters(
 
 def posemb_similarity(
     models: Models,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     img_size: ImgSize = None,
     num_frames: FramesOption = None,
     seed: Seed = 0,
@@ -201,7 +206,7 @@ def posemb_similarity(
 
 def position_bias(
     models: Models,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     img_size: ImgSize = None,
     seed: Seed = 0,
     output: OutputFolder = Path(),
@@ -216,7 +221,7 @@ def attn_distance(
     models: Models,
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -253,7 +258,7 @@ def attn_entropy(
     models: Models,
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     img_size: ImgSize = None,
     num_frames: FramesOption = None,
     input: InputOption = None,
@@ -274,7 +279,7 @@ def attn_rollout(
     models: Models,
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     style: Annotated[
         Style, typer.Option("--style", help="paper: the picture where the attention is; heat: in colour; mask: alone.")
     ] = Style.paper,
@@ -297,7 +302,7 @@ def attn_rollout(
 def token_similarity(
     models: Models,
     images: ImagePaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     img_size: ImgSize = None,
     input: InputOption = None,
     limit: Limit = 128,
@@ -321,7 +326,7 @@ def cka(
     ] = None,
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     parts: Annotated[
         bool, typer.Option("--parts/--blocks", help="Norms, attentions and MLPs too, as in the paper, or blocks alone.")
     ] = True,
@@ -348,10 +353,13 @@ def receptive_field(
     models: Models,
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     variant: Annotated[
         Variant,
-        typer.Option("--variant", help="Raghu et al.'s of every layer, or RepLKNet's of the last, at 1024 pixels."),
+        typer.Option(
+            "--variant",
+            help="Raghu et al.'s of every layer, or RepLKNet's of the last, for --img-size 1024.",
+        ),
     ] = Variant.raghu,
     channels: Annotated[
         int | None,
@@ -384,7 +392,7 @@ def feature_maps(
     models: Models,
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     layer: Annotated[
         list[str] | None, typer.Option("--layer", help="Draw this one; may be repeated. By default three.")
     ] = None,
@@ -408,7 +416,7 @@ def analyze(
     model: Annotated[str, typer.Argument(help="A model.", autocompletion=complete_model, show_default=False)],
     images: ImagePaths = None,
     video: VideoPaths = None,
-    weights: Weights = "pretrained",
+    weights: Weights = None,
     img_size: ImgSize = None,
     num_frames: FramesOption = None,
     input: InputOption = None,
@@ -429,7 +437,7 @@ def analyze(
 class _Asked:
     """The options that commands share, as the user gave them."""
 
-    weights: str
+    weights: list[str] | None
     seed: int
     img_size: Extents | None = None
     num_frames: int | None = None
@@ -441,13 +449,26 @@ class _Asked:
     video: list[str] | None = None
     limit: int = 128
 
-    def of(self, model: str) -> Ask:
-        """Gives what is asked of a model."""
+    def of(self, models: Sequence[str]) -> list[Ask]:
+        """Gives what is asked of each model; one named twice with the same weights is one.
+
+        Raises:
+            BadInput: there are several weights, and not one for each model.
+        """
+        weights = self.weights or ["pretrained"]
+        if len(weights) not in (1, len(models)):
+            raise BadInput(
+                f"There are {len(weights)} --weights for {len(models)} models: give one for all, or one for each in their order."
+            )
+        each = weights * len(models) if len(weights) == 1 else weights
+        return [self._one(model, own) for model, own in dict.fromkeys(zip(models, each, strict=True))]
+
+    def _one(self, model: str, weights: str) -> Ask:
         from vitbench.analyze import Ask
 
         return Ask(
             model=model,
-            weights=self.weights,
+            weights=weights,
             img_size=None if self.img_size is None else (self.img_size[0], self.img_size[1]),
             num_frames=self.num_frames,
             input_shape=self.input,
@@ -488,6 +509,7 @@ class _Findings:
         self._found: dict[str, dict[str, Any]] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._models: dict[str, list[str]] = {}
+        self._replaced: set[Path] = set()
         self.refused: list[Outcome] = []
 
     def add(self, outcome: Outcome) -> None:
@@ -497,7 +519,11 @@ class _Findings:
         if outcome.finding is None:
             self.refused.append(outcome)
             return
-        self._found.setdefault(outcome.analysis, {})[outcome.subject.title] = outcome.finding
+        found = self._found.setdefault(outcome.analysis, {})
+        alike = sum(title.startswith(outcome.subject.title) for title in found)  # files of one name in two folders
+        found[f"{outcome.subject.title} [{alike + 1}]" if outcome.subject.title in found else outcome.subject.title] = (
+            outcome.finding
+        )
         self._rows.setdefault(outcome.analysis, []).extend(analyze.rows(outcome))
         models = [one.ask.model for one in (outcome.subject, outcome.other) if one is not None]
         self._models.setdefault(outcome.analysis, []).extend(models)
@@ -534,16 +560,28 @@ class _Findings:
         elif shown:
             self._print()
         for paths in files.values():
-            status(f"Wrote {' and '.join(str(path) for path in paths)}.")
+            older = ", in the place of older ones" if self._replaced & set(paths) else ""
+            status(f"Wrote {' and '.join(str(path) for path in paths)}{older}.")
 
     def _written(self, analysis: str, ending: str, content: str | bytes) -> Path:
         path = self._folder / f"{analysis}-{_stem(self._models[analysis])}{ending}"
+        if path.exists():
+            self._replaced.add(path)
         results.write(path, content)
         return path
 
     def _print(self) -> None:
         for analysis, findings in self._found.items():
             emit(ANALYSES.load(analysis).table(findings), None, None)
+
+    def notes(self) -> list[str]:
+        """Gives what each analysis has to say of what it found, such as which layers it left out."""
+        return [
+            f"{analysis}: {note}"
+            for analysis, findings in self._found.items()
+            for finding in findings.values()
+            for note in finding.notes
+        ]
 
     def counts(self) -> dict[str, int]:
         """Gives how many rows each analysis found."""
@@ -581,9 +619,10 @@ def _run(
     """
     from vitbench import analyze
 
-    asks = [asked.of(model) for model in dict.fromkeys(models)]
+    asks = asked.of(models)
     for ask in asks:
         analyze.check(ask)
+    analyze.settle(asks[0])
     _make(folder)
     found = _Findings(folder, f".{figure_format.value}", drawn or {})
     skipped = _Skipped()
@@ -619,9 +658,11 @@ def _compare(
     """Compares two models by CKA."""
     from vitbench import analyze
 
-    asks = asked.of(model_a), asked.of(model_b)
+    asks = asked.of([model_a, model_b])
+    asks = asks if len(asks) == 2 else asks * 2
     for ask in asks:
         analyze.check(ask)
+    analyze.settle(asks[0])
     _make(folder)
     found = _Findings(folder, f".{figure_format.value}", {})
     first, second = (analyze.subject(ask) for ask in asks)
@@ -663,6 +704,7 @@ def _summary(found: _Findings) -> Table:
     rows.sort(key=lambda row: order[row["analysis"]])
     return Table(
         rows=rows,
+        notes=found.notes(),
         columns=[
             Column(heading="Analysis", text=lambda row: row["analysis"]),
             Column(heading="Result", text=lambda row: row["result"], folds=True),
