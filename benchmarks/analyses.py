@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +104,8 @@ def peak(name: str, size: int, images: int, what: str) -> tuple[int, int]:
 
 
 def alone(*arguments: Any) -> tuple[int, int]:
-    """Gives `peak` of a process of its own."""
+    """Gives `peak` of a process of its own, in which whatever is freed is given back: glibc's heap would hide it by chance."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(peak, *arguments).result()
 

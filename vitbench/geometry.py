@@ -80,6 +80,7 @@ class Geometry:
     embeds: bool = False
     part: str = ""
     _on_device: dict[torch.device, Distances] = field(default_factory=dict, init=False)
+    _uniform: dict[bool, tuple[float, float]] = field(default_factory=dict, init=False)
 
     @property
     def groups(self) -> int:
@@ -120,13 +121,13 @@ class Geometry:
         """Whether there are keys in another frame than the query's."""
         return bool((self._distance_frames > 0).any())
 
-    @cached_property
+    @property
     def _distance_px(self) -> Tensor:
-        # cdist's matrix-product route would cost digits.
+        # Not kept: it is as large as a map. cdist's matrix-product route would cost digits.
         down, across = ((self.queries[:, :, None, axis] - self.keys[:, None, :, axis]) for axis in (1, 2))
         return torch.hypot(down, across).nan_to_num_(0.0)
 
-    @cached_property
+    @property
     def _distance_frames(self) -> Tensor:
         times = torch.cat((self.queries[..., 0].flatten(), self.keys[..., 0].flatten())).nan_to_num(0.0)
         if not bool(times.any()):  # images: not worth a map
@@ -139,14 +140,17 @@ class Geometry:
         Args:
             renormalised: over the placed keys alone; else keys without a place take their share and add nothing.
         """
-        placed = self.placed_keys[:, None].expand(-1, self.queries.shape[1], -1)
-        allowed = placed if self.allowed is None else placed & self.allowed
-        among = allowed.sum(-1) if renormalised else self.keys_allowed
-        weights = allowed / among.clamp(min=1)[..., None]
-        px, frames = (
-            float((weights * distance).sum(-1)[self.placed_queries].mean())
-            for distance in (self._distance_px, self._distance_frames)
-        )
+        if renormalised not in self._uniform:
+            among = self.keys_allowed
+            if renormalised:
+                placed = self.placed_keys[:, None].expand(-1, self.queries.shape[1], -1)
+                among = (placed if self.allowed is None else placed & self.allowed).sum(-1)
+            found = []
+            for distance in (self._distance_px, self._distance_frames):
+                open_ = distance if self.allowed is None else distance.where(self.allowed, 0.0)
+                found.append(float((open_.sum(-1) / among.clamp(min=1))[self.placed_queries].mean()))
+            self._uniform[renormalised] = (found[0], found[1])
+        px, frames = self._uniform[renormalised]
         return px if self.has_space else None, frames if self.has_time else None
 
     @cached_property
