@@ -101,7 +101,7 @@ def test_a_raster_knows_grid_pitch_and_chain() -> None:
     assert (clip.chain, clip.unchained) == (None, "no")
 
 
-# Attention that is the same everywhere. Expected: shared closed form of all offsets, and the table of analyses.md, D.1.
+# Attention that is the same everywhere. Expected: the closed form, a sum over all offsets.
 
 GRIDS = {
     (7, 7, 32): (115.502894, 113.192836, 104.808182, 215.9333),
@@ -140,7 +140,7 @@ def test_uniform_attention_of_dinov2() -> None:
     [((2, 2), (2 + math.sqrt(2)) / 4), ((3, 3), 1.453311), ((14, 14), 7.280764), ((1, 14), 195 / 42)],
 )
 def test_uniform_attention_over_small_grids(grid: tuple[int, int], expected: float) -> None:
-    """Expected: D.1; of a line of n tokens (n^2 - 1) / (3 n)."""
+    """Expected: the sum over all offsets; of a line of n tokens (n^2 - 1) / (3 n)."""
     assert raster(grid, grid).uniform(renormalised=True)[0] == pytest.approx(expected, abs=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_a_fine_grid_comes_near_the_unit_square() -> None:
 
 @pytest.mark.parametrize("frames", [2, 8, 16])
 def test_uniform_attention_over_time(frames: int) -> None:
-    """Expected: (F^2 - 1) / (3 F) steps, A.3.8; a token of two frames steps by two."""
+    """Expected: (F^2 - 1) / (3 F) steps; a token of two frames steps by two."""
     found = raster((frames, 1, 1), (2 * frames, 16, 16))
     px, steps = found.uniform(renormalised=True)
     assert px is None
@@ -168,7 +168,7 @@ def test_space_and_time_are_measured_apart() -> None:
         assert frames == pytest.approx(share * 15 / 12)
 
 
-# Windows and pooled keys. Expected: D.3.
+# Windows and pooled keys. Expected: closed forms, and means written out.
 
 
 @pytest.mark.parametrize(

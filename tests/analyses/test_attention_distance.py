@@ -109,7 +109,7 @@ def nothing(groups: Sequence[Group], heads: int = 1) -> Tensor:
 
 
 # Planted patterns on 14 x 14 tokens of 16 pixels: a weight for rows and columns of queries, rows and columns of keys. Expected:
-# analyses.md, D.1 and D.2.
+# closed forms of sums over a grid.
 
 Weights = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -171,7 +171,7 @@ def test_a_planted_pattern(name: str, fused: bool) -> None:
     [("uniform", 128.472069), ("its row", 16 * 399 / 60), ("its column", 16 * 99 / 30), ("itself", 0)],
 )
 def test_a_planted_pattern_on_a_rectangle(name: str, expected: float) -> None:
-    """Expected: D.1; of a line of n tokens p (n^2 - 1) / (3 n)."""
+    """Expected: the sum over all offsets; of a line of n tokens p (n^2 - 1) / (3 n)."""
     weights = PATTERNS[name][0] if name != "uniform" else lambda r, c, R, C: torch.ones(200, 200)
     (row,) = planted(logits_of(weights, 10, 20), raster((10, 20), (160, 320)))
     assert row.distance_px == pytest.approx(expected, abs=ON_THE_TAP)
@@ -188,7 +188,7 @@ def test_pixels_need_not_be_as_many_down_as_across() -> None:
 @pytest.mark.parametrize("mass", [0.0, 0.3, 0.5, 0.99, 1 - 2**-20])
 @pytest.mark.parametrize("prefix", [1, 2, 5])
 def test_a_prefix_that_draws_attention(mass: float, prefix: int) -> None:
-    """Expected, D.2: (1 - m) times uniform in mode paper; uniform in mode renorm, whatever m is."""
+    """Expected: (1 - m) times uniform in mode paper; uniform in mode renorm, whatever m is."""
     share = torch.full((196 + prefix, 196 + prefix), (1 - mass) / 196, dtype=torch.float64)
     share[:, :prefix] = mass / prefix
     share[:prefix] = math.nan  # what the prefix attends to does not matter
@@ -218,7 +218,7 @@ def test_queries_that_see_the_prefix_alone_are_left_out_and_counted() -> None:
     )  # of one token there is no distance either way
 
 
-# Windows, pooled keys, time. Expected: D.3, and means of distances written out.
+# Windows, pooled keys, time. Expected: means of distances written out.
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -284,7 +284,7 @@ def test_pooled_tokens(queries: list[Point], keys: list[Point], expected: float,
 
 @pytest.mark.parametrize(("frames", "expected"), [(8, 2.625), (16, 5.3125)])
 def test_time_and_space_are_kept_apart(frames: int, expected: float) -> None:
-    """Expected: (F^2 - 1) / (3 F) frames, A.3.8, and the uniform distance in space; 0 of what is not attended to."""
+    """Expected: (F^2 - 1) / (3 F) frames, and the uniform distance in space; 0 of what is not attended to."""
     geometry = raster((frames, 3, 3), (frames, 48, 48), prefix=1)
     frame, place = torch.cartesian_prod(torch.arange(frames), torch.arange(9)).T
     same_place, same_frame = (torch.where(which[:, None] == which, 0.0, -1e4) for which in (place, frame))
@@ -481,8 +481,8 @@ def test_in_mode_paper_the_mean_map_has_the_mean_distance(
         assert row.distance_paper_px == pytest.approx(of_mean.distance_paper_px, abs=ON_THE_TAP)
 
 
-# Whole models, whose queries and keys are zero: attention is the same wherever it may reach. Expected: D.1, D.3 and D.4, of mode
-# renorm and of mode paper.
+# Whole models, whose queries and keys are zero: attention is the same wherever it may reach. Expected: the closed forms above,
+# of mode renorm and of mode paper.
 
 _SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -700,7 +700,7 @@ def test_mvit_of_clips_that_attends_alike_everywhere(name: str) -> None:
 
 
 def test_untrained_weights_come_near_uniform() -> None:
-    """Expected: D.4, of ViT-Ti/16 as it is drawn, between 115.85 and 115.97 in mode paper."""
+    """Expected, measured once elsewhere, of ViT-Ti/16 as it is drawn, between 115.85 and 115.97 in mode paper."""
     finding = analyze(
         create_model("vit_ti16"), [torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))]
     )
@@ -730,7 +730,7 @@ def test_fused_or_written_out_attention_is_the_same() -> None:
 
 
 def test_a_model_in_bfloat16_comes_within_a_twentieth_of_a_pixel() -> None:
-    """The bound of D.8, of a model as it is drawn, with fused attention, with attention written out, and torch's own."""
+    """The documented bound, of a model as it is drawn, with fused attention, with attention written out, and torch's own."""
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     for model in (
@@ -783,7 +783,7 @@ def _drawn(mode: Mode = "paper", *, by_head: bool = False, **options: Any) -> Fi
 
 
 def test_the_picture_has_the_papers_axes() -> None:
-    """Section E of the definitions: labels, heads in the legend, an axis that ends at 130 pixels for an input of 224."""
+    """As ViT's Figs. 7 and 11: labels, heads in the legend, an axis that ends at 130 pixels for an input of 224."""
     first, second = _drawn().axes
     assert first.get_xlabel() == "Network depth (layer)"
     assert first.get_ylabel() == "Mean attention distance (pixels)"

@@ -50,7 +50,7 @@ def _entropy(maps: Tensor, prefix: int = 0) -> AttentionEntropy:
 
 @pytest.mark.parametrize(("tokens", "prefix", "expected"), [(196, 0, 5.278115), (197, 1, 5.283204)])
 def test_uniform_attention(tokens: int, prefix: int, expected: float) -> None:
-    """Section D.7 of the definitions: ln 196 and ln 197."""
+    """Closed form: ln 196 and ln 197."""
     row = _entropy(torch.full((1, tokens, tokens), 1 / tokens), prefix).rows[0]
     assert row.entropy_nats == pytest.approx(expected, abs=1e-5)
     assert row.entropy_share == pytest.approx(1, abs=1e-5)

@@ -65,7 +65,7 @@ def _class_row(*maps: Tensor, prefix: int = 1) -> Tensor:
 
 
 def test_uniform_attention() -> None:
-    """Section D.6 of the definitions: a patch has (1 - 2^-L) / T, the class token the rest."""
+    """Closed form: a patch has (1 - 2^-L) / T, the class token the rest."""
     tokens, depth = 197, 12
     row = _class_row(*[torch.full((tokens, tokens), 1 / tokens)] * depth)
     assert row[1].item() == pytest.approx(0.0050749028, abs=1e-7)

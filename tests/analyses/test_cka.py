@@ -92,7 +92,7 @@ def test_a_layer_is_like_itself_and_like_what_rotates_scales_or_shifts_it() -> N
 
 
 def test_unrelated_wide_features_are_unlike() -> None:
-    """Of 64 images and 4000 features, the biased estimator says about 0.98, the unbiased one about 0: shared/analyses.md, D.7."""
+    """Of 64 images and 4000 features, the biased estimator says about 0.98, the unbiased one about 0."""
     x, y = random(64, 4000), random(64, 4000, seed=1)
     assert biased(x, y) == pytest.approx(0.984, abs=0.005)
     assert abs(similarity(x, y)) < 0.05

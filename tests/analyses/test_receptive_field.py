@@ -101,7 +101,7 @@ def test_the_other_variant_by_hand() -> None:
 
 
 def test_the_stream_is_taken_before_the_last_norm() -> None:
-    """Behind a LayerNorm, the mean over channels is a constant; before it, it is not. Source: shared/analyses.md, A.7."""
+    """Behind a LayerNorm, the mean over channels is a constant; before it, it is not."""
     model = build.create_model("vit_ti16", img_size=32, depth=1, embed_dim=24, num_heads=2).eval()
     last = fields(model, images(1, 3, 32, 32))["blocks.0"]
     x = images(1, 3, 32, 32).requires_grad_(True)
