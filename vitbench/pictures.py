@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vitbench.units import printable
 
@@ -76,3 +77,35 @@ def bare(ax: Axes) -> None:
     ax.set_yticks([])
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+_NAMED_HEADS = 3
+
+
+def dots_by_head(ax: Axes, dots: Iterable[tuple[int, int, float]], uniform: Mapping[int, float]) -> None:
+    """Draws a dot a head over the depth of its layer, as ViT's Fig. 11, and in grey what no preference would give.
+
+    Args:
+        ax: where.
+        dots: depth, head and value of each.
+        uniform: the grey value at each depth that has one.
+    """
+    by_head: dict[int, list[tuple[int, float]]] = {}
+    for depth, head, value in dots:
+        by_head.setdefault(head, []).append((depth, value))
+    for head, own in sorted(by_head.items()):
+        label = f"Head {head + 1}" if head < _NAMED_HEADS else "..." if head == _NAMED_HEADS else None
+        ax.plot(*zip(*own, strict=True), ".", color=COLORS[head % len(COLORS)], label=label, markersize=6, zorder=3)
+    for depth, value in uniform.items():
+        ax.plot([depth - 0.5, depth + 0.5], [value, value], color="#999999", linewidth=1.2, zorder=2)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    ax.set_xlabel("Network depth (layer)")
+    if by_head:
+        ax.legend(loc="lower right", fontsize=7, framealpha=0.85, handletextpad=0.1, borderpad=0.3)
+
+
+def calm(ax: Axes) -> None:
+    """Gives axes of dots or lines faint rules across, and no frame above and to the right."""
+    ax.grid(visible=True, axis="y", color="#e5e5e5", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ Source: ViT (arXiv 2010.11929), section 4.5, appendix D.7, Figs. 7 right and 11;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vitbench import observing
 from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput
-from vitbench.pictures import COLORS, GREY, plain, wrapped
+from vitbench.pictures import COLORS, GREY, calm, dots_by_head, plain, wrapped
 from vitbench.records import Column, Table, column
 from vitbench.tallies import Tally, left_out_notes
 
@@ -278,7 +278,6 @@ def _notes(findings: Mapping[str, AttentionDistance]) -> list[str]:
 # The paper's axis ends at 130 pixels for an input of 224.
 _AXIS_SHARE = 130 / 224
 _PANEL_IN = (3.7, 3.5)
-_NAMED_HEADS = 3
 
 
 def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_head: bool = False) -> Figure:
@@ -309,7 +308,6 @@ def draw(findings: Mapping[str, AttentionDistance], *, mode: Mode = "paper", by_
                 what = "pixels" if unit == "px" else "frames"
                 ax.set_ylabel(f"Mean distance ({what})" if by_head else f"Mean attention distance ({what})")
                 labelled = True
-            ax.set_xlabel("Sorted attention head" if by_head else "Network depth (layer)")
     said = _CAPTIONS[mode] if by_head else f"{_CAPTIONS[mode]} Grey line: attention that is the same everywhere."
     caption = wrapped(said, int(figure.get_size_inches()[0] * 18))
     figure.supxlabel(caption, fontsize=7, color=GREY)
@@ -328,28 +326,11 @@ def _value(row: HeadDistance, unit: str, mode: Mode) -> float | None:
 
 
 def _draw_depth(ax: Axes, finding: AttentionDistance, unit: str, mode: Mode) -> None:
-    rows = [row for row in finding.rows if _value(row, unit, mode) is not None]
-    heads = max((row.head for row in rows), default=-1) + 1
-    for head in range(heads):
-        dots = [(row.depth, _value(row, unit, mode)) for row in rows if row.head == head]
-        label = f"Head {head + 1}" if head < _NAMED_HEADS else "..." if head == _NAMED_HEADS else None
-        ax.plot(*zip(*dots, strict=True), ".", color=COLORS[head % len(COLORS)], label=label, markersize=6, zorder=3)
-    _draw_uniform(ax, rows, unit, mode)
-    depths = max((row.depth for row in finding.rows), default=0)
-    ax.set_xlim(-0.5, depths + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    ax.legend(loc="lower right", fontsize=7, framealpha=0.85, handletextpad=0.1, borderpad=0.3)
-
-
-def _draw_uniform(ax: Axes, rows: Sequence[HeadDistance], unit: str, mode: Mode) -> None:
-    """A grey step a layer: what attention without preference would give."""
-    for depth, of_layer in groupby(rows, key=lambda row: row.depth):
-        row = next(of_layer)
-        uniform = (
-            row.uniform_frames if unit == "frames" else row.uniform_px if mode == "renorm" else row.uniform_paper_px
-        )
-        if uniform is not None:
-            ax.plot([depth - 0.5, depth + 0.5], [uniform, uniform], color="#999999", linewidth=1.2, zorder=2)
+    dots = [(row.depth, row.head, value) for row in finding.rows if (value := _value(row, unit, mode)) is not None]
+    column_ = "uniform_frames" if unit == "frames" else "uniform_px" if mode == "renorm" else "uniform_paper_px"
+    uniform = {row.depth: value for row in finding.rows if (value := getattr(row, column_)) is not None}
+    dots_by_head(ax, dots, uniform)
+    ax.set_xlim(-0.5, max((row.depth for row in finding.rows), default=0) + 0.5)
 
 
 def _draw_sorted(ax: Axes, finding: AttentionDistance, unit: str, mode: Mode) -> None:
@@ -363,6 +344,7 @@ def _draw_sorted(ax: Axes, finding: AttentionDistance, unit: str, mode: Mode) ->
         ax.plot(
             range(len(values)), values, marker="o", markersize=3, color=COLORS[number], label=plain(layer), zorder=3
         )
+    ax.set_xlabel("Sorted attention head")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     for text in ax.legend(loc="lower right", fontsize=7, framealpha=0.85).get_texts():
         text.set_parse_math(False)
@@ -378,6 +360,4 @@ def _scale(ax: Axes, finding: AttentionDistance, unit: str, mode: Mode) -> None:
     )
     # Heads that look further than all at random do not leave the picture.
     ax.set_ylim(0, max(usual, most * 1.05))
-    ax.grid(visible=True, axis="y", color="#e5e5e5", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    calm(ax)

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from vitbench import observing
 from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput
-from vitbench.pictures import COLORS, GREY, plain, wrapped
+from vitbench.pictures import GREY, calm, dots_by_head, plain, wrapped
 from vitbench.records import Column, Table, column
 from vitbench.tallies import Tally, left_out_notes
 
@@ -205,7 +204,6 @@ def table(findings: Mapping[str, AttentionEntropy]) -> Table:
 
 
 _PANEL_IN = (3.7, 3.5)
-_NAMED_HEADS = 3
 
 
 def draw(findings: Mapping[str, AttentionEntropy]) -> Figure:
@@ -216,25 +214,14 @@ def draw(findings: Mapping[str, AttentionEntropy]) -> Figure:
         zip(figure.subplots(1, len(findings), squeeze=False)[0], findings.items(), strict=True)
     ):
         rows = [row for row in finding.rows if row.entropy_nats is not None]
-        for head in range(max((row.head for row in rows), default=-1) + 1):
-            dots = [(row.depth, row.entropy_nats) for row in rows if row.head == head]
-            label = f"Head {head + 1}" if head < _NAMED_HEADS else "..." if head == _NAMED_HEADS else None
-            ax.plot(
-                *zip(*dots, strict=True), ".", color=COLORS[head % len(COLORS)], label=label, markersize=6, zorder=3
-            )
-        for depth, of_layer in groupby(rows, key=lambda row: row.depth):
-            uniform = next(of_layer).uniform_nats
-            ax.plot([depth - 0.5, depth + 0.5], [uniform, uniform], color="#999999", linewidth=1.2, zorder=2)
+        dots = [(row.depth, row.head, row.entropy_nats) for row in rows if row.entropy_nats is not None]
+        uniform = {row.depth: row.uniform_nats for row in rows if row.uniform_nats is not None}
+        dots_by_head(ax, dots, uniform)
         ax.set_xlim(-0.5, max((row.depth for row in rows), default=0) + 0.5)
-        ax.set_ylim(0, 1.08 * max((row.uniform_nats or 0.0 for row in rows), default=1.0))
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        ax.set_ylim(0, 1.08 * max(uniform.values(), default=1.0))
         ax.set_title(wrapped(plain(title), 40), fontsize=10, parse_math=False)
-        ax.set_xlabel("Network depth (layer)")
         if place == 0:
             ax.set_ylabel("Attention entropy (nats)")
-        ax.grid(visible=True, axis="y", color="#e5e5e5", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(loc="lower right", fontsize=7, framealpha=0.85, handletextpad=0.1, borderpad=0.3)
+        calm(ax)
     figure.supxlabel("Grey line: attention that is the same everywhere.", fontsize=7, color=GREY)
     return figure
