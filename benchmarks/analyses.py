@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def passes(name: str, size: int, images: int, rounds: int, about: dict[str, Any]
     for turn in range(rounds):
         for place in range(len(kinds)):
             kind = kinds[(turn + place) % len(kinds)]
-            samples[kind].append(timed(lambda kind=kind: looked(model, batch, kind)))  # type: ignore[misc]
+            samples[kind].append(timed(partial(looked, model, batch, kind)))
     peaks = {kind: alone(name, size, images, kind) for kind in kinds}
     costs = []
     for kind in kinds[1:]:

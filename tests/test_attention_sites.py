@@ -458,11 +458,11 @@ def kept(model: nn.Module, layers: set[str]) -> Iterator[dict[str, list[Tensor]]
         return softmax(logits, dim, **options)
 
     functional.scaled_dot_product_attention = written_out
-    Tensor.softmax = softmax_written_out  # type: ignore[method-assign, assignment]
+    Tensor.softmax = softmax_written_out  # type: ignore[method-assign, assignment]  # put back below
     try:
         yield found
     finally:
-        functional.scaled_dot_product_attention, Tensor.softmax = fused, softmax  # type: ignore[method-assign]
+        functional.scaled_dot_product_attention, Tensor.softmax = fused, softmax  # type: ignore[method-assign]  # as it was
         for hook in hooks:
             hook.remove()
 

@@ -155,7 +155,7 @@ def test_a_model_that_states_nothing_gets_imagenets_and_that_is_said() -> None:
 
 def test_a_config_may_be_a_record_of_timms() -> None:
     model = nn.Module()
-    model.default_cfg = timm.models.PretrainedCfg(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))  # type: ignore[assignment]
+    model.default_cfg = timm.models.PretrainedCfg(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))  # type: ignore[assignment]  # any module
     assert images.preprocessing(model, (3, 32, 32)).mean == (0.1, 0.2, 0.3)
 
 
@@ -607,7 +607,7 @@ def test_the_hubs_data_sets_are_looked_for_offline(monkeypatch: pytest.MonkeyPat
 
     was = constants.HF_HUB_OFFLINE
     config = types.ModuleType("datasets.config")
-    config.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]
+    config.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]  # a stand-in
     monkeypatch.setitem(sys.modules, "datasets.config", config)
     seen = []
 

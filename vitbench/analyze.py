@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -271,7 +272,7 @@ def look(
     options = options or Options()
     for name in names:
         if name in OF_WEIGHTS:
-            yield _guarded(name, of, lambda name=name: _of_weights(name, of, options))  # type: ignore[misc]
+            yield _guarded(name, of, partial(_of_weights, name, of, options))
     watching = [name for name in names if name in IN_PASS]
     if watching:
         yield from _in_pass(of, watching, _needed(found), options, along)
@@ -279,7 +280,7 @@ def look(
         if name in ALONE:
             run = _Run(of, _needed(found), along, batch_size=1)
             with _interruptible(run):
-                outcome = _guarded(name, of, lambda run=run: _receptive_field(run, options), run=run)  # type: ignore[misc]
+                outcome = _guarded(name, of, partial(_receptive_field, run, options), run=run)
             if run.inputs or not run.interrupted:
                 yield outcome
             if run.interrupted:
@@ -497,7 +498,7 @@ def _in_pass(of: Subject, names: Sequence[str], found: Images, options: Options,
         if name in refused:
             yield Outcome(analysis=name, subject=of, refusal=str(refused[name].of(name, of.ask.model)))
         else:
-            yield _guarded(name, of, lambda name=name: watched.finding(name), run=run)  # type: ignore[misc]
+            yield _guarded(name, of, partial(watched.finding, name), run=run)
     if run.interrupted:
         raise KeyboardInterrupt
 

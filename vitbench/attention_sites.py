@@ -82,7 +82,8 @@ def _soft_split(site: Site) -> Geometry:
     splits = site.within("vitbench.models.t2t_vit.TokensToToken")
     if splits is None:
         raise site.wrong("there is no soft split around it")
-    grids = dict(zip(("attention1", "attention2"), splits.module.grids(*site.extents[1:]), strict=False))  # type: ignore[operator]
+    module: Any = splits.module
+    grids = dict(zip(("attention1", "attention2"), module.grids(*site.extents[1:]), strict=False))
     grid = grids[site.running[-1].name.rpartition(".")[2]]
     check(site, grid, grid)
     found = raster(grid, site.extents[1:], chain=False, unchained="its tokens are split again between layers")

@@ -453,7 +453,7 @@ def open_videos(
     frames = preprocessing.frames
     if frames is None:
         raise BadInput("The model takes images, not clips: give --images with a folder of them.")
-    videos.library()
+    videos.pyav()
 
     def find(given: str) -> _Place:
         kind = _kind(given)
@@ -674,7 +674,7 @@ def _offline(package: str, *, offline: bool) -> Iterator[None]:
         yield
     finally:
         for module, was in were:
-            module.HF_HUB_OFFLINE = was  # type: ignore[attr-defined]
+            module.HF_HUB_OFFLINE = was  # type: ignore[attr-defined]  # as above
 
 
 def _threads() -> int:

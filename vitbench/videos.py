@@ -38,7 +38,7 @@ class Unreadable(Exception):
     """A file that holds no picture or video that can be decoded; its text is the reason, as a clause."""
 
 
-def library() -> Any:
+def pyav() -> Any:
     """Gives PyAV.
 
     Raises:
@@ -83,7 +83,7 @@ def read(
     """
     try:
         numbers, found = _by_time(path, frames, stride, prepare) or _by_count(path, frames, stride, prepare)
-    except (library().FFmpegError, OSError, ValueError, MemoryError) as error:
+    except (pyav().FFmpegError, OSError, ValueError, MemoryError) as error:
         raise Unreadable(f"truncated or damaged ({getattr(error, 'strerror', None) or one_line(error)})") from error
     padded = len(set(numbers)) < frames or (stride is not None and numbers[-1] - numbers[0] < (frames - 1) * stride)
     return [found[number] for number in numbers], padded
@@ -151,7 +151,7 @@ def _by_count(
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     # A file may be a play list, which must not make anything but files be read. With `options`, PyAV before 17.1 crashes on
     # containers whose streams appear late (PyAV-Org/PyAV issue 2010).
-    av = library()
+    av = pyav()
     try:
         container = av.open(
             str(path.absolute()), container_options={"protocol_whitelist": "file"}, metadata_errors="replace"

@@ -137,7 +137,7 @@ def _product(maps: list[Tensor]) -> Tensor:
 def _vit(**options: object) -> VisionTransformer:
     torch.manual_seed(0)
     sizes = {"img_size": (32, 48), "patch_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
-    return VisionTransformer(**sizes | options)  # type: ignore[arg-type]
+    return VisionTransformer(**sizes | options)  # type: ignore[arg-type]  # the sizes are of several types
 
 
 def test_a_vision_transformer_agrees_with_whole_maps_multiplied() -> None:
