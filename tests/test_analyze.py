@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -486,3 +487,20 @@ def test_models_without_layers_are_refused_together(album: Path, monkeypatch: py
     found = opened(small("vit"), album)
     with pytest.raises(NotSupported, match="cka is not defined for tests.tiny:vit and tests.tiny:vit"):
         list(analyze.compared(flat, flat, (found, found), options=Options()))
+
+
+def test_the_threads_that_decode_end_with_the_run_however_it_ends(album: Path) -> None:
+    def fails(_: Tensor) -> None:
+        raise RuntimeError("a mistake of the model's")
+
+    before = threading.active_count()
+    tiny.DOING.append(fails)
+    try:
+        with pytest.raises(BadInput, match="a mistake of the model's"):
+            look(small("acting", batch_size=1), ["attn-entropy"], album)
+        assert (
+            "a mistake of the model's" in look(small("acting"), ["receptive-field"], album)["receptive-field"].refusal
+        )
+    finally:
+        tiny.DOING.remove(fails)
+    assert threading.active_count() == before

@@ -683,21 +683,23 @@ def test_the_next_batch_is_decoded_while_one_is_used(tmp_path: Path) -> None:
         done.release()
         return SMALL.crop(image)
 
+    before = _decoding()
     batches = images.open_images(tmp_path, replace(SMALL, crop=crop)).batches(2)
     next(batches)
     for _ in range(4):  # two of this batch, and two of the next that nobody has asked for
         assert done.acquire(timeout=30)
     batches.close()
-    assert not _decoding()
+    assert _decoding() == before
 
 
 def test_an_error_that_is_not_the_files_comes_through_and_ends_the_threads(tmp_path: Path) -> None:
     def crop(image: Image.Image) -> Tensor:
         raise RuntimeError("a mistake of ours")
 
+    before = _decoding()
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         list(images.open_images(album(tmp_path, "a.png", "b.png"), replace(SMALL, crop=crop)).batches(1))
-    assert not _decoding()
+    assert _decoding() == before
 
 
 def test_a_batch_size_must_be_one_or_more(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -336,12 +336,17 @@ def compared(
     batch = min(_batch_size(first, len(found[0])), _batch_size(second, len(found[1])))
     one, two = _Run(first, found[0], along, batch), _Run(second, found[1], _silently, batch)
     try:
-        with _interruptible(one), _explained(one, two):
+        with (
+            _interruptible(one),
+            _explained(one, two),
+            closing(one.batches()) as of_one,
+            closing(two.batches(after=one)) as of_two,
+        ):
             finding = cka.analyze(
                 first.model,
-                one.batches(),
+                of_one,
                 second.model,
-                two.batches(after=one),
+                of_two,
                 parts=options.parts,
                 titles=(first.title, second.title),
             )
@@ -399,10 +404,10 @@ def _of_weights(name: str, of: Subject, options: Options) -> Any:
 def _receptive_field(run: _Run, options: Options) -> Any:
     from vitbench.analyses import receptive_field
 
-    with _explained(run):
+    with _explained(run), closing(run.batches()) as batches:
         return receptive_field.analyze(
             run.of.model,
-            run.batches(),
+            batches,
             variant=options.variant,
             channels=options.channels,
             names=options.layers,
@@ -429,18 +434,19 @@ class _Run:
     cut: bool = False
     names: deque[str] = field(default_factory=deque)
 
-    def batches(self, after: _Run | None = None) -> Iterator[Tensor]:
+    def batches(self, after: _Run | None = None) -> Generator[Tensor]:
         """Gives the inputs, as long as another run that has just given its own gives them."""
         self.inputs, self.names = 0, deque()
         dtype = passes.DTYPES[self.of.ask.dtype]
-        batches = self.images.batches(self.batch_size, self.of.device, dtype)
-        for batch in self.along(batches, len(self.images)):
-            self.names.extend(batch.names)
-            yield batch.tensor
-            self.inputs += len(batch.tensor)
-            self.cut = self.interrupted if after is None else after.cut
-            if self.cut:
-                return
+        # Closed, so that the threads that decode end with the run, however it ends.
+        with closing(self.images.batches(self.batch_size, self.of.device, dtype)) as batches:
+            for batch in self.along(batches, len(self.images)):
+                self.names.extend(batch.names)
+                yield batch.tensor
+                self.inputs += len(batch.tensor)
+                self.cut = self.interrupted if after is None else after.cut
+                if self.cut:
+                    return
 
     def subject(self) -> Subject:
         """Gives the subject with what was looked at in its setting."""
@@ -511,7 +517,8 @@ def _passed(run: _Run, names: Sequence[str], options: Options) -> tuple[_Watched
         watched = _Watched(run, left, options)
         try:
             if left:
-                watched.run(run.batches())
+                with closing(run.batches()) as batches:
+                    watched.run(batches)
         except NotDefined:
             # The pass ended with it. Who refused is found out; the others have the next pass.
             refusing = _refusing(run, left, options)
@@ -544,7 +551,8 @@ def _refusing(run: _Run, names: Sequence[str], options: Options) -> dict[str, No
         refused |= refusal(group, [])
     if refused:
         return refused
-    first = next(run.batches())
+    with closing(run.batches()) as batches:
+        first = next(batches)
     return next((found for group in groups if (found := refusal(group, [first]))), {})
 
 
