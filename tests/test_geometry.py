@@ -233,7 +233,7 @@ def test_a_prefix_has_no_distance_and_leads() -> None:
     assert found.px[0, 2, 2:].tolist() == pytest.approx([0, 1, 1, math.sqrt(2)])
     assert not found.px[0, :2].any()
     assert not found.px[0, :, :2].any()
-    assert (found.first_placed, found.frames, found.forbidden) == (2, None, None)
+    assert (found.first_placed, found.frames) == (2, None)
     assert found.placed is not None
     assert found.placed.tolist() == [[0, 0, 1, 1, 1, 1]]
 
@@ -254,10 +254,8 @@ def test_groups_that_are_alike_share_their_distances() -> None:
     found = windows(14, 7, 3, 16, masked=True)
     distances = found.distances(CPU)
     assert distances.px is not None
-    assert distances.forbidden is not None
     assert found.allowed is not None
-    assert len(distances.px) == len(distances.forbidden) == 4  # whole, cut down, cut across, cut both ways
-    assert torch.equal(distances.forbidden[distances.kind], ~found.allowed)
+    assert len(distances.px) == 4  # whole, cut down, cut across, cut both ways
     assert len(windows(56, 7, 0, 4, masked=True).distances(CPU).kind.unique()) == 1
     assert found.distances(CPU) is distances
 

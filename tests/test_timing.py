@@ -149,7 +149,7 @@ def test_an_accelerator_without_a_clock_is_timed_by_the_processors(monkeypatch: 
     waits: list[torch.device] = []
 
     def no_events(*_: object, **__: object) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # as torch does where a device has none
 
     monkeypatch.setattr(torch, "Event", no_events)
     monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)

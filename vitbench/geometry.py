@@ -198,7 +198,6 @@ class Distances:
         px: (kinds, queries, keys), 0 where a token has no place; None without space.
         frames: likewise.
         placed: (kinds, keys), 1.0 or 0.0; None where all keys have a place.
-        forbidden: (kinds, queries, keys), True for pairs that may not attend; None where all may.
         first_placed: the first placed key, where just a beginning of the keys has no place; else None.
         kind: (G,), the kind of each group.
     """
@@ -206,7 +205,6 @@ class Distances:
     px: Tensor | None
     frames: Tensor | None
     placed: Tensor | None
-    forbidden: Tensor | None
     first_placed: int | None
     kind: Tensor
 
@@ -215,8 +213,6 @@ class Distances:
         """Computes the distances of a geometry."""
         px, frames = geometry._distance_px, geometry._distance_frames
         parts = [px, frames, geometry.placed_keys[:, None].expand_as(px).double()]
-        if geometry.allowed is not None:
-            parts.append(geometry.allowed.double())
         if geometry.groups > 1:
             # Windows are alike but for those that a shift tears apart; rounding must not make them differ.
             whole = torch.stack(parts, dim=1).flatten(1).mul(2**20).round_()
@@ -235,7 +231,6 @@ class Distances:
             px=there(px) if geometry.has_space else None,
             frames=there(frames) if geometry.has_time else None,
             placed=None if bool(placed.all()) else placed.float().to(device),
-            forbidden=None if geometry.allowed is None else ~geometry.allowed[first].to(device),
             first_placed=prefix if leads and prefix else None,
             kind=kind.to(device),
         )
