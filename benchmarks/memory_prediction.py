@@ -18,6 +18,7 @@ import torch
 
 from vitbench import device, environment, passes
 from vitbench.build import Plan, plan
+from vitbench.findings import Measured
 from vitbench.metrics import memory
 from vitbench.records import Dtype, Mode, RunSetting
 from vitbench.units import size
@@ -107,7 +108,7 @@ class Line:
     cpu: str
 
 
-def measure(case: Case, setting: RunSetting) -> memory.Measured:
+def measure(case: Case, setting: RunSetting) -> Measured:
     """Measures a case, in the process that it is called in."""
     device.prepare(torch.device(setting.device), setting.dtype, setting.threads)
     return memory.measure(case.plan().build, setting)

@@ -6,14 +6,12 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from vitbench import records
-from vitbench.bench import CrossCount
-from vitbench.metrics.flops import Flops, Part
-from vitbench.published import Beside
-from vitbench.records import Environment, Row, Setting
-from vitbench.verify import Check
+from vitbench import findings, records
+from vitbench.findings import CrossCount
+from vitbench.metrics.flops import Flops
+from vitbench.records import EXACT, Environment, Row, Setting
 
-RECORDS = (Setting, Environment, Flops, Part, CrossCount, Beside, Check)
+RECORDS = (Setting, Environment, Flops, *findings.RECORDS)
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -25,7 +23,10 @@ def test_every_column_has_a_heading_and_says_what_it_means(record: type) -> None
 
 @pytest.mark.parametrize("name", ["macs", "params", "activations"])
 def test_exact_counts_are_judged_as_exact(name: str) -> None:
-    assert next(item for item in fields(Flops) if item.name == name).metadata["better"] == "equal"
+    declared = next(item for item in fields(Flops) if item.name == name).metadata
+    assert declared["better"] == "lower"
+    assert declared["within"] == EXACT
+    assert not declared["timed"]
 
 
 def test_a_record_cannot_be_changed() -> None:

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from vitbench import catalog
+from vitbench import catalog, findings
 from vitbench.analyses import ANALYSES
-from vitbench.metrics.max_batch import MaxBatch
-from vitbench.metrics.memory import Agreement, Measured, Predicted
-from vitbench.metrics.throughput import Throughput
+from vitbench.findings import Agreement, MaxBatch, Measured, Predicted, Throughput
 from vitbench.records import AnalysisSetting, Machine, RunSetting
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -23,7 +21,9 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 def _rows_of(module: ModuleType) -> list[type[Any]]:
     """Gives the records of an analysis's module that have declared columns."""
-    own = (found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__)
+    own = (
+        found for found in vars(module).values() if isinstance(found, type) and found.__module__ == findings.__name__
+    )
     return [found for found in own if is_dataclass(found) and any("heading" in item.metadata for item in fields(found))]
 
 

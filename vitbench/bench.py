@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitbench import catalog, environment, published, worker
 from vitbench.errors import BadInput, VitbenchError, one_line
-from vitbench.records import Row, Setting, Status, column
+from vitbench.findings import CrossCount
+from vitbench.records import Row, Setting, Status
 from vitbench.units import size as size_text
 
 if TYPE_CHECKING:
@@ -42,16 +43,6 @@ class Request:
     of_timm: bool = False
     batch_size: int = 1
     counter: Counter = "dispatch"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrossCount:
-    """The second counter's answer beside the first's."""
-
-    macs_fvcore: int = column(
-        "MACs (fvcore)", better="equal", meaning="products, convolutions and attention as fvcore's trace counts them"
-    )
-    macs_disagreement: int = column("Disagree", better="equal", meaning="macs minus macs_fvcore")
 
 
 def select(patterns: Sequence[str], *, families: Sequence[str] = (), everything: bool = False) -> list[str]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from vitbench import bench, device, environment, published, timing, worker
+from vitbench import bench, device, environment, timing, worker
 from vitbench.errors import BadInput, NotSupported, UnknownName, VitbenchError, one_line
+from vitbench.findings import Agreement, Beside, MaxBatch, Measured, Predicted, Throughput
 from vitbench.metrics import flops, max_batch, memory, throughput
 from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status, flatten
 from vitbench.units import memory as memory_text
@@ -440,12 +441,10 @@ class Kind:
 
 
 KINDS = {
-    "flops": Kind(steps=("count",), records=(flops.Flops, published.Beside), exact=True),
-    "throughput": Kind(steps=("time",), records=(throughput.Throughput,)),
-    "memory": Kind(
-        steps=("predict memory", "measure memory"), records=(memory.Predicted, memory.Measured, memory.Agreement)
-    ),
-    "memory_predicted": Kind(steps=("predict memory",), records=(memory.Predicted,), exact=True),
-    "max_batch": Kind(steps=("max batch",), records=(max_batch.MaxBatch,)),
+    "flops": Kind(steps=("count",), records=(flops.Flops, Beside), exact=True),
+    "throughput": Kind(steps=("time",), records=(Throughput,)),
+    "memory": Kind(steps=("predict memory", "measure memory"), records=(Predicted, Measured, Agreement)),
+    "memory_predicted": Kind(steps=("predict memory",), records=(Predicted,), exact=True),
+    "max_batch": Kind(steps=("max batch",), records=(MaxBatch,)),
 }
 """A kind for every metric of the shelf."""

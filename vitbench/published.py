@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from vitbench.records import column
+from vitbench.findings import Beside
 
 # A right count may differ from a printed one by these, or by the printed one's rounding where that is more.
 MACS_TOLERANCE = 0.01
@@ -129,21 +129,6 @@ def find(ids: tuple[str, ...], input_shape: tuple[int, ...] | None = None) -> tu
         for figure in figures()
         if figure.variant in ids and (input_shape is None or figure.input_shape == input_shape)
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
-    """The published figures beside ours."""
-
-    published_params: float | None = column("Published", meaning="published parameters of this model at this input")
-    params_difference: float | None = column("Difference", meaning="params over published_params, minus 1")
-    published_macs: float | None = column(
-        "Published",
-        meaning="published multiply-accumulates of one input, or view of a video; halved where the source counts two for each",
-    )
-    macs_difference: float | None = column("Difference", meaning="macs of one input over published_macs, minus 1")
-    published_source: str = column("Source", meaning="where the published figures stand")
-    published_reason: str = column("Reason", meaning="why a right count differs from them by more than the tolerance")
 
 
 def beside(

@@ -18,16 +18,39 @@ Mode = Literal["infer", "train"]
 Dtype = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
-def column(heading: str, *, better: Better | None = None, default: Any = ..., meaning: str = "") -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Within:
+    """How far two values may lie apart and still be the same: the larger of a part of the first and of an absolute distance."""
+
+    relative: float = 0.0
+    absolute: float = 0.0
+
+
+EXACT = Within()
+
+
+def column(
+    heading: str,
+    *,
+    key: bool = False,
+    better: Better | None = None,
+    within: Within | Callable[[Mapping[str, Any]], Within] = EXACT,
+    timed: bool = False,
+    default: Any = ...,
+    meaning: str = "",
+) -> Any:
     """Declares a field of a record as a column of every table and file.
 
     Args:
         heading: what stands over the column in a table.
-        better: how two results are judged; `equal` for exact columns, None for columns that are no measurement.
+        key: it tells rows apart: rows of two results with the same keys are compared.
+        better: how two results are judged; `equal` where any departure is for the worse, None where there is nothing to judge.
+        within: how far two values may lie apart and still be the same, for all rows, or by row; by default not at all.
+        timed: it has noise, which its samples tell, and the machine it was measured on: it is judged by statistics.
         default: the field's default, if it has one.
         meaning: one sentence for results/README.md.
     """
-    metadata = {"heading": heading, "better": better, "meaning": meaning}
+    metadata = {"heading": heading, "key": key, "better": better, "within": within, "timed": timed, "meaning": meaning}
     if default is ...:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -37,11 +60,15 @@ def column(heading: str, *, better: Better | None = None, default: Any = ..., me
 class Setting:
     """What was asked: the key of a row."""
 
-    model: str = column("Model", meaning="the name asked for: a catalog name, a timm name or package.module:factory")
-    input_shape: tuple[int, ...] = column(
-        "Input", meaning="channels x height x width, for clips channels x frames x height x width; no batch"
+    model: str = column(
+        "Model", key=True, meaning="the name asked for: a catalog name, a timm name or package.module:factory"
     )
-    batch_size: int = column("Batch", default=1, meaning="inputs per forward pass; counts are of the whole batch")
+    input_shape: tuple[int, ...] = column(
+        "Input", key=True, meaning="channels x height x width, for clips channels x frames x height x width; no batch"
+    )
+    batch_size: int = column(
+        "Batch", key=True, default=1, meaning="inputs per forward pass; counts are of the whole batch"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +77,30 @@ class RunSetting(Setting):
 
     batch_size_asked: str = column(
         "Batch asked",
+        key=True,
         default="1",
         meaning="the batch size asked for, or auto; batch_size is the one that was run; max where the largest was looked for",
     )
-    device: str = column("Device", default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
-    dtype: Dtype = column("Dtype", default="fp32", meaning="fp32, tf32 (fp32 with TF32 products), bf16 or fp16")
+    device: str = column("Device", key=True, default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
+    dtype: Dtype = column(
+        "Dtype", key=True, default="fp32", meaning="fp32, tf32 (fp32 with TF32 products), bf16 or fp16"
+    )
     amp: bool = column(
-        "AMP", default=False, meaning="True: fp32 weights under autocast to dtype; False: weights of dtype"
+        "AMP", key=True, default=False, meaning="True: fp32 weights under autocast to dtype; False: weights of dtype"
     )
     mode: str = column(
-        "Mode", default="infer", meaning="infer: a forward pass; train: forward, backward, optimizer step"
+        "Mode", key=True, default="infer", meaning="infer: a forward pass; train: forward, backward, optimizer step"
     )
     compile: str | None = column(
-        "Compile", default=None, meaning="backend, or backend:mode, of torch.compile; empty for eager"
+        "Compile", key=True, default=None, meaning="backend, or backend:mode, of torch.compile; empty for eager"
     )
-    channels_last: bool = column("Channels last", default=False, meaning="whether weights and inputs are channels-last")
+    channels_last: bool = column(
+        "Channels last", key=True, default=False, meaning="whether weights and inputs are channels-last"
+    )
     grad_checkpointing: bool = column(
-        "Checkpointing", default=False, meaning="whether activations are recomputed in the backward pass"
+        "Checkpointing", key=True, default=False, meaning="whether activations are recomputed in the backward pass"
     )
-    threads: int = column("Threads", default=1, meaning="threads of torch inside an operator, on the CPU")
+    threads: int = column("Threads", key=True, default=1, meaning="threads of torch inside an operator, on the CPU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +109,23 @@ class AnalysisSetting(Setting):
 
     weights: str = column(
         "Weights",
+        key=True,
         default="random weights",
         meaning="pretrained, random weights with their seed, the file they come from, or as a factory gives them",
     )
-    device: str = column("Device", default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
+    device: str = column("Device", key=True, default="cpu", meaning="where it ran: cpu, cuda:0, xpu:0, mps")
     dtype: str = column(
-        "Dtype", default="fp32", meaning="of weights and activations; attention is always judged in fp32"
+        "Dtype", key=True, default="fp32", meaning="of weights and activations; attention is always judged in fp32"
     )
-    inputs: int = column("Inputs", default=0, meaning="images or clips that were looked at; 0 where only weights were")
-    source: str = column("Images", default="", meaning="where the images came from, as given on the command line")
-    preprocessing: str = column("Preprocessing", default="", meaning="from file to input: the model's own data config")
+    inputs: int = column(
+        "Inputs", key=True, default=0, meaning="images or clips that were looked at; 0 where only weights were"
+    )
+    source: str = column(
+        "Images", key=True, default="", meaning="where the images came from, as given on the command line"
+    )
+    preprocessing: str = column(
+        "Preprocessing", better="equal", default="", meaning="from file to input: the model's own data config"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

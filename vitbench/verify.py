@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from vitbench import bench, catalog, published
-from vitbench.records import Row, column
+from vitbench.findings import Check
+from vitbench.records import Row
 
 Verdict = Literal["agrees", "explained", "differs", "failed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One published figure beside our counts of the same model at the same input."""
-
-    model: str = column("Model", meaning="name in the catalog")
-    input_shape: tuple[int, ...] = column("Input", meaning="without the batch")
-    source: str = column("Source", meaning="where the figure stands")
-    params: int | None = column("Params", better="equal", meaning="our parameters")
-    published_params: float | None = column("Published", meaning="theirs; empty where the source gives none")
-    params_difference: float | None = column("Difference", meaning="params over published_params, minus 1")
-    macs: int | None = column("MACs", better="equal", meaning="our multiply-accumulates of one input")
-    published_macs: float | None = column(
-        "Published",
-        meaning="theirs, of one view of a video; halved where they count two for each, empty where they leave something out",
-    )
-    macs_difference: float | None = column("Difference", meaning="macs over published_macs, minus 1")
-    verdict: Verdict = column(
-        "Verdict",
-        meaning="agrees: within 1 % (macs), 0.6 % (params) or the rounding; explained: outside, with a reason",
-    )
-    reason: str = column("Reason", meaning="why the two differ")
-    convention: str = column("Convention", meaning="what the source counts")
 
 
 def questions(names: Sequence[str]) -> list[tuple[catalog.Variant, tuple[int, ...]]]:

@@ -39,9 +39,10 @@ from tests.tokens import (
 )
 from vitbench import attention, attention_sites
 from vitbench.analyses import attention_distance
-from vitbench.analyses.attention_distance import HeadDistance, Mode, analyze
+from vitbench.analyses.attention_distance import Mode, analyze
 from vitbench.build import create_model
 from vitbench.errors import BadInput
+from vitbench.findings import HeadDistance
 from vitbench.geometry import Geometry, raster
 from vitbench.models import coatnet, t2t_vit
 from vitbench.pictures import rendered

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitbench import build, pictures
 from vitbench.analyses import cka
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import Similarity
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -273,7 +274,7 @@ def _shortest(run: Callable[[], object], rounds: int) -> float:
 
 def _finding(values: Sequence[Sequence[float]], titles: tuple[str, str] | None = None) -> cka.LayerSimilarity:
     rows = [
-        cka.Similarity(index_a=i, layer_a=f"a{i}", index_b=j, layer_b=f"b{j}", cka=value)
+        Similarity(index_a=i, layer_a=f"a{i}", index_b=j, layer_b=f"b{j}", cka=value)
         for i, line in enumerate(values)
         for j, value in enumerate(line)
     ]

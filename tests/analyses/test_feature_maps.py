@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitbench import build, observing, pictures
 from vitbench.analyses import feature_maps
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import FeatureMap
 
 
 def images(*shape: int) -> Tensor:
@@ -181,9 +182,9 @@ def test_every_family_has_maps(name: str) -> None:
     assert all("temporal" in note for note in found.notes)
 
 
-def _maps(layer: str, tiles: int, height: int = 2, width: int = 3) -> list[feature_maps.FeatureMap]:
+def _maps(layer: str, tiles: int, height: int = 2, width: int = 3) -> list[FeatureMap]:
     return [
-        feature_maps.FeatureMap(
+        FeatureMap(
             index=1,
             layer=layer,
             channels=50,

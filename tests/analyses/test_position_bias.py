@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from vitbench import catalog, pictures
 from vitbench.analyses import position_bias
-from vitbench.analyses.position_bias import HeadBias, PositionBias, analyze, by_offset, mean_distance
+from vitbench.analyses.position_bias import PositionBias, analyze, by_offset, mean_distance
 from vitbench.build import create_model
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import HeadBias
 from vitbench.reports import console
 
 # Small members of families, and what each adds to its attention, (1, h, q, k), as its own code has it; class tokens cut off.

@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from vitbench import build, pictures
 from vitbench.analyses import receptive_field
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import Field
 
 
 def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def field(row: receptive_field.Field) -> numpy.ndarray[Any, Any]:
+def field(row: Field) -> numpy.ndarray[Any, Any]:
     return numpy.array(row.values).reshape(row.tile_height, row.tile_width)
 
 
-def fields(model: nn.Module, x: Tensor, **options: Any) -> dict[str, receptive_field.Field]:
+def fields(model: nn.Module, x: Tensor, **options: Any) -> dict[str, Field]:
     return {row.layer: row for row in receptive_field.analyze(model, [x], **options).rows}
 
 
-def where(row: receptive_field.Field) -> tuple[int, int, int, int]:
+def where(row: Field) -> tuple[int, int, int, int]:
     """Gives the rows and columns that the field begins at and ends before."""
     down, across = (numpy.flatnonzero(field(row).any(axis=axis)) for axis in (1, 0))
     return int(down[0]), int(down[-1]) + 1, int(across[0]), int(across[-1]) + 1
@@ -266,7 +267,7 @@ def test_every_family_has_fields_around_its_middle(name: str) -> None:
     assert sum("as behind a norm" in note for note in found.notes) < len(found.rows)
 
 
-def _around(row: receptive_field.Field, margin: int) -> tuple[slice, slice]:
+def _around(row: Field, margin: int) -> tuple[slice, slice]:
     """Gives the pixels of the middle's place, and so many places more on each side."""
     slices = []
     for extent, places, place in zip((row.tile_height, row.tile_width), row.grid[-2:], row.middle[-2:], strict=True):
@@ -291,7 +292,7 @@ def test_squares_hold_their_share() -> None:
 def _finding(values: tuple[float, ...], layers: int = 2, variant: str = "raghu") -> receptive_field.ReceptiveField:
     return receptive_field.ReceptiveField(
         rows=tuple(
-            receptive_field.Field(
+            Field(
                 index=number,
                 layer=f"$layer$.{number}",
                 side_20_px=2,

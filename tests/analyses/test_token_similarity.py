@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitbench import build, pictures
 from vitbench.analyses import token_similarity
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import TokenCosine
 
 
 def images(*shape: int) -> Tensor:
@@ -131,9 +132,7 @@ def test_without_images_there_is_nothing() -> None:
 
 def _finding(*cosines: float) -> token_similarity.TokenSimilarity:
     rows = [
-        token_similarity.TokenCosine(
-            index=number, layer=f"l{number}", cosine=cosine, cosine_sem=0.01 if number > 1 else None, images=4
-        )
+        TokenCosine(index=number, layer=f"l{number}", cosine=cosine, cosine_sem=0.01 if number > 1 else None, images=4)
         for number, cosine in enumerate(cosines)
     ]
     return token_similarity.TokenSimilarity(rows=tuple(rows), notes=("A note.",))

@@ -13,8 +13,8 @@ from torch import nn
 
 from vitbench.build import plan
 from vitbench.errors import NotSupported
+from vitbench.findings import Measured, Predicted
 from vitbench.metrics import memory
-from vitbench.metrics.memory import Measured, Predicted
 from vitbench.records import Mode, RunSetting
 
 FLOAT = 4

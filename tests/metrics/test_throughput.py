@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitbench import timing
+from vitbench.findings import Throughput
 from vitbench.metrics import throughput
 from vitbench.metrics.throughput import WARNINGS, Run, summarise
 from vitbench.records import Mode, RunSetting, headings
@@ -166,5 +167,5 @@ def test_the_peak_is_of_the_fastest_product() -> None:
 
 
 def test_every_column_says_what_it_means() -> None:
-    fields = throughput.Throughput.__dataclass_fields__
-    assert all(fields[name].metadata["meaning"] for name in headings(throughput.Throughput))
+    fields = Throughput.__dataclass_fields__
+    assert all(fields[name].metadata["meaning"] for name in headings(Throughput))

@@ -21,56 +21,13 @@ from torch import Tensor, nn
 from vitbench import observing
 from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput
+from vitbench.findings import HeadDistance
 from vitbench.pictures import COLORS, GREY, calm, dots_by_head, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 from vitbench.tallies import Tally, left_out_notes
 
 Mode = Literal["paper", "renorm"]
 MODES: tuple[Mode, ...] = ("paper", "renorm")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadDistance:
-    """How far one head of one layer attends."""
-
-    layer: str = column("Layer", meaning="name of the attention's module; in brackets, which of its ways of attending")
-    depth: int = column("Depth", meaning="number of the layer, from 0, in the order in which they run")
-    head: int = column("Head", meaning="number of the head, from 0")
-    distance_px: float | None = column(
-        "Distance",
-        better="equal",
-        meaning="mode renorm: the weights of the tokens that have a place are made to sum to 1; pixels of the input",
-    )
-    distance_paper_px: float | None = column(
-        "Distance (paper)",
-        better="equal",
-        meaning="mode paper: as the ViT paper drew it, keys without a place dropped and nothing made up for them",
-    )
-    sem_px: float | None = column("s.e.m.", meaning="standard error of distance_px over the inputs; empty with one")
-    sem_paper_px: float | None = column("s.e.m. (paper)", meaning="standard error of distance_paper_px over the inputs")
-    std_px: float | None = column("Std", meaning="standard deviation of distance_px over the inputs")
-    distance_frames: float | None = column(
-        "In time",
-        better="equal",
-        meaning="mode renorm: mean distance along a clip, in frames of the input; empty for images",
-    )
-    distance_paper_frames: float | None = column("In time (paper)", better="equal", meaning="the same in mode paper")
-    sem_frames: float | None = column("s.e.m. in time", meaning="standard error of distance_frames over the inputs")
-    prefix_mass: float = column(
-        "Prefix mass", better="equal", meaning="share of attention on class, distillation, register and padding tokens"
-    )
-    uniform_px: float | None = column("Uniform", meaning="distance_px of attention that is the same everywhere allowed")
-    uniform_paper_px: float | None = column("Uniform (paper)", meaning="distance_paper_px of such attention")
-    uniform_frames: float | None = column("Uniform in time", meaning="distance_frames of such attention")
-    least_px: float | None = column("Least", meaning="mean distance to the nearest key: above 0 where keys are pooled")
-    most_px: float | None = column("Most", meaning="mean distance to the farthest key")
-    rows_left_out: int = column(
-        "Rows left out",
-        meaning="queries that attend to tokens without a place alone, to the last digit, so that distance_px has none",
-    )
-    query_grid: tuple[int, ...] = column("Grid", meaning="rows and columns of queries, for clips frames before them")
-    key_grid: tuple[int, ...] = column("Key grid", meaning="rows and columns of keys, for clips frames before them")
-    pitch_px: tuple[float, ...] = column("Pitch", meaning="pixels from one query to the next, down and across")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,38 +18,13 @@ from torch import Tensor, nn
 from vitbench import observing
 from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput
+from vitbench.findings import HeadEntropy
 from vitbench.pictures import GREY, calm, dots_by_head, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 from vitbench.tallies import Tally, left_out_notes
 
 # The least that float32 holds with all its digits: log of it is finite, and 0 x log of it is 0.
 _TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadEntropy:
-    """How spread out the attention of one head of one layer is."""
-
-    layer: str = column("Layer", meaning="name of the attention's module; in brackets, which of its ways of attending")
-    depth: int = column("Depth", meaning="number of the layer, from 0, in the order in which they run")
-    head: int = column("Head", meaning="number of the head, from 0")
-    entropy_nats: float | None = column(
-        "Entropy", better="equal", meaning="mean over queries that have a place, and inputs, of a whole row's entropy"
-    )
-    sem_nats: float | None = column("s.e.m.", meaning="standard error of entropy_nats over the inputs; empty with one")
-    entropy_share: float | None = column(
-        "Of uniform",
-        better="equal",
-        meaning="the same, each row's over the logarithm of the keys that it may attend to: 0 to 1",
-    )
-    entropy_placed_nats: float | None = column(
-        "Entropy (placed)",
-        better="equal",
-        meaning="over the tokens that have a place, whose weights are made to sum to 1",
-    )
-    uniform_nats: float | None = column(
-        "Uniform", meaning="entropy_nats of attention that is the same everywhere allowed"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

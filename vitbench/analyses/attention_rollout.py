@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from vitbench import observing
 from vitbench.attention import Block, Call, Reader, Tap
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import RolloutMap
 from vitbench.geometry import Chain, Geometry
 from vitbench.pictures import bare, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 from vitbench.tallies import left_out_notes
 
 Picture = np.ndarray[Any, Any]
@@ -32,28 +33,6 @@ Picture = np.ndarray[Any, Any]
 Style = Literal["paper", "heat", "mask"]
 _MOST_INPUTS = 12  # that are drawn
 STYLES: tuple[Style, ...] = ("paper", "heat", "mask")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutMap:
-    """What one output token has from the places of one frame of one input."""
-
-    input: int = column("Input", meaning="number of the image or clip, from 0")
-    name: str = column("File", meaning="its name")
-    token: str = column(
-        "Token",
-        meaning="class, distillation, both (their mean), or average: of the tokens that have a place, where no other is read",
-    )
-    frame: int = column("Frame", meaning="number of the frame of tokens, from 0; 0 for images")
-    placed_mass: float = column(
-        "Mass on places",
-        better="equal",
-        meaning="share of the row on tokens that have a place, all frames; the rest is on class tokens",
-    )
-    frame_share: float = column("Frame's share", better="equal", meaning="the frame's part of that share; 1 for images")
-    tile_height: int = column("Rows", meaning="rows of tokens")
-    tile_width: int = column("Columns", meaning="columns of tokens")
-    values: tuple[float, ...] = column("Weights", meaning="the row's weights, in reading order")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

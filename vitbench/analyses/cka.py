@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from vitbench import layers, observing
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import Similarity
 from vitbench.pictures import GREY, SMALL, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 
 FEWEST_IMAGES = 4
 """Images of a batch, below which the unbiased estimator is not defined: it divides by n (n - 3)."""
@@ -34,20 +35,6 @@ FEWEST_IMAGES = 4
 _FEATURES_AT_ONCE = 2**12
 _FEATURES_AT_ONCE_ON_DEVICE = 2**16
 _PANEL_IN = 3.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Similarity:
-    """How alike two layers are: one cell of the picture."""
-
-    index_a: int = column("Layer", meaning="number of the layer of the first model, from 0 at the input")
-    layer_a: str = column("Name", meaning="the layer of the first model")
-    index_b: int = column("Other layer", meaning="number of the layer of the second model, or of the same")
-    layer_b: str = column("Other name", meaning="the layer of the second model, or of the same")
-    cka: float = column(
-        "CKA",
-        meaning="unbiased centred kernel alignment: 1 for equal up to rotation and scale, about 0, also below, for unrelated",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

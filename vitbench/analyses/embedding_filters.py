@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import FilterTile
 from vitbench.observing import judged
 from vitbench.pictures import GREY, SMALL, bare, mosaic, plain, wrapped
-from vitbench.records import Column, Table, column, columns
+from vitbench.records import Column, Table, columns
 from vitbench.units import size
 
 _INSTEAD = ("feature-maps", "receptive-field", "cka")
@@ -34,26 +35,6 @@ _TEXTS_IN = 0.52  # above and below a panel, but for the further lines of its ca
 _TILE_PX = 36
 _PANELS_A_ROW = 3
 _COLUMNS = 7  # of the paper's panel, 4 x 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterTile:
-    """One frame of one component; an image's filters have one frame."""
-
-    layer: str = column("Layer", meaning="path of the layer, the first that sees pixels")
-    kind: str = column("What it is", meaning="patches, tubelets or a convolution, with kernel and stride")
-    filters: int = column("Filters", meaning="output channels of the layer: the samples of the principal components")
-    component: int = column("Component", meaning="from 1, in falling order of variance")
-    explained_variance_ratio: float = column("Variance", better="equal", meaning="its share of the filters' variance")
-    cumulative_ratio: float = column("Cumulative", better="equal", meaning="share of it and all components before")
-    frame: int | None = column("Frame", default=None, meaning="frame of the tubelet, from 0; empty for images")
-    tile_height: int = column("Tile height", meaning="rows of the tile")
-    tile_width: int = column("Tile width", meaning="columns of the tile")
-    values: tuple[float, ...] = column(
-        "Values",
-        meaning="red, green and blue of each pixel, in reading order; a component has length 1, its largest entry is positive; "
-        "the picture shows 0.5 + 0.5 x value / largest magnitude in the component",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from vitbench import layers, observing
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import FeatureMap
 from vitbench.pictures import GREY, SMALL, bare, plain
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 
 DEAD = 0.01
 """Part of the mean spread of a layer's channels, up to which a channel is dead."""
@@ -41,31 +42,6 @@ _DIGITS = 6
 _TILE_IN = 0.62
 _TEXT = 4.5
 _LETTERS_AN_INCH = 11
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureMap:
-    """One channel of one layer on the first image: one tile of the picture."""
-
-    index: int = column("Layer", meaning="number of the layer among all of the model's, from 0 at the input")
-    layer: str = column("Name", meaning="the layer: a path in the model, or what goes into one")
-    channels: int = column("Channels", meaning="channels of the layer, of which the first 36 are drawn")
-    dead_share: float = column(
-        "Dead", better="lower", meaning="part of all its channels that are dead, mean over the images"
-    )
-    large_share: float = column(
-        "Too large", better="lower", meaning="part of all its channels that are too large, mean over the images"
-    )
-    images: int = column("Images", meaning="images or clips that the shares are of")
-    channel: int = column("Channel", meaning="number of the channel, from 0")
-    dead: bool = column("Is dead", meaning="whether the channel is dead on the first image")
-    large: bool = column("Is too large", meaning="whether the channel is too large on the first image")
-    low: float = column("Low", meaning="its smallest value, drawn black")
-    high: float = column("High", meaning="its largest value, drawn white")
-    frame: int | None = column("Frame", meaning="of a clip, the temporal index that is drawn; empty for images")
-    tile_height: int = column("Height", meaning="rows of the tile")
-    tile_width: int = column("Width", meaning="columns of the tile")
-    values: tuple[float, ...] = column("Values", meaning="the map, before scaling")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

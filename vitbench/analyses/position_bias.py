@@ -31,9 +31,10 @@ from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 from torch import Tensor, nn
 
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import HeadBias
 from vitbench.observing import judged
 from vitbench.pictures import COLORS, GREY, SMALL, mosaic, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 
 Scope = Literal["window", "grid", "map"]
 
@@ -41,42 +42,6 @@ _TILE_IN = 0.42
 _WIDEST_IN = 9.0
 _DOTS_IN = 2.6
 _BAR_IN = 0.45
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadBias:
-    """The bias of one head of one layer."""
-
-    layer: int = column("Layer", meaning="number of the layer among those with a bias, from 0")
-    module: str = column("Module", meaning="path of the module that holds the bias")
-    head: int = column("Head", meaning="from 0")
-    scope: Scope = column(
-        "Scope", meaning="window of neighbours, grid of tokens spread over the map (MaxViT), or the whole map"
-    )
-    window_height: int = column("Window height", meaning="rows of tokens that attend to each other")
-    window_width: int = column("Window width", meaning="columns of them")
-    distance_tokens: float = column(
-        "Distance, tokens",
-        better="equal",
-        meaning="mean over queries of the mean distance to the keys, weighted by softmax(bias): the attention distance of "
-        "queries and keys that are zero",
-    )
-    uniform_tokens: float = column("Uniform, tokens", meaning="the same without any bias")
-    distance_px: float | None = column(
-        "Distance",
-        better="equal",
-        default=None,
-        meaning="distance_tokens in pixels; empty where the pitch is not known",
-    )
-    uniform_px: float | None = column("Uniform", default=None, meaning="uniform_tokens in pixels")
-    tile_height: int = column("Tile height", meaning="rows of offsets, 2 x window_height - 1")
-    tile_width: int = column("Tile width", meaning="columns of offsets, 2 x window_width - 1")
-    values: tuple[float, ...] = column(
-        "Values",
-        better="equal",
-        meaning="bias by where the key lies from the query, which is in the middle, in reading order; the picture shows it less "
-        "its mean, since a constant changes no softmax",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

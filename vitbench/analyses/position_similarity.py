@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import PositionTile
 from vitbench.pictures import GREY, SMALL, mosaic, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 from vitbench.units import size
 
 Grid = tuple[int, int, int]
@@ -38,32 +39,6 @@ _DPI = 200
 _PANELS_A_ROW = 4
 _DISTANCES = (1, 2, 4)
 _ALWAYS = ("receptive-field", "feature-maps")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionTile:
-    """How similar one position is to all others, of its frame in space, or of its place in time."""
-
-    table: str = column("Table", meaning="which of the model's tables of positions")
-    version: str = column(
-        "Version", meaning="before or after resampling to another input size; empty where there is only one"
-    )
-    kernel: str = column("Kernel", meaning="how the table after became of that before; empty for others")
-    axis: Axis = column(
-        "Axis",
-        meaning="space: similarity within a frame; time: of one place in all frames; of a table over both, each is the mean over "
-        "the other",
-    )
-    origin: str = column("Origin", meaning="learnt, or fixed: sines and cosines, or another table that is not trained")
-    prefix_rows: int = column("Prefix rows", meaning="rows of the table that belong to class tokens and the like")
-    frame: int | None = column("Frame", default=None, meaning="position in time of the tile, from 1; empty in space")
-    patch_row: int | None = column("Row", default=None, meaning="patch row of the tile, from 1; empty in time")
-    patch_column: int | None = column("Column", default=None, meaning="patch column of the tile, from 1; empty in time")
-    tile_height: int = column("Tile height", meaning="rows of the tile; 1 in time")
-    tile_width: int = column("Tile width", meaning="columns of the tile; in time, frames")
-    values: tuple[float, ...] = column(
-        "Values", better="equal", meaning="cosine similarity to each position, -1 to 1, in reading order"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

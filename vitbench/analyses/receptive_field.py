@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from vitbench import layers, observing
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import Field
 from vitbench.pictures import GREY, SMALL, bare, plain
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 
 Variant = Literal["raghu", "replknet"]
 
@@ -48,37 +49,6 @@ _FOOT_IN = 0.24
 _LONGEST = 26
 _LETTERS_AN_INCH = 11
 _MOST_ACROSS = 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """The field of one layer: one tile of the picture."""
-
-    index: int = column("Layer", meaning="number of the layer, from 0 at the input")
-    layer: str = column("Name", meaning="the layer: a path in the model, or what goes into one")
-    side_20_px: float | None = column(
-        "20 %",
-        meaning="side of the smallest square around the middle with 20 % of the field; it may reach over the border",
-    )
-    side_30_px: float | None = column("30 %", meaning="the same with 30 %")
-    side_50_px: float | None = column("50 %", meaning="the same with 50 %")
-    side_99_px: float | None = column("99 %", meaning="the same with 99 %")
-    grid: tuple[int, ...] = column("Grid", meaning="rows and columns of the layer's map, for clips frames before them")
-    middle: tuple[int, ...] = column("Middle", meaning="the place in the grid whose gradient it is, counted from 0")
-    images: int = column("Images", meaning="images or clips that were averaged over")
-    variant: str = column("Variant", meaning="raghu or replknet")
-    over_channels: str = column(
-        "Channels",
-        meaning="gradient of the mean (or sum) of all channels, or mean of the gradients of so many random ones",
-    )
-    frame_shares: tuple[float, ...] = column(
-        "Frames", meaning="part of the field in each frame of a clip; empty for images"
-    )
-    tile_height: int = column("Height", meaning="rows of the tile, pixels of the input")
-    tile_width: int = column("Width", meaning="columns of the tile, pixels of the input")
-    values: tuple[float, ...] = column(
-        "Values", meaning="raghu: mean absolute gradient, summed over colours and frames; replknet: scaled, 0 to 1"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,28 +21,14 @@ from torch.nn import functional
 
 from vitbench import layers, observing
 from vitbench.errors import BadInput, NotDefined
+from vitbench.findings import TokenCosine
 from vitbench.pictures import COLORS, SMALL, plain, wrapped
-from vitbench.records import Column, Table, column
+from vitbench.records import Column, Table
 
 LEARNED = "learned tokens"
 """The name of the tokens themselves, before positions are added; their layer's number is 0."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenCosine:
-    """The two tokens at one depth: one dot of the picture."""
-
-    index: int = column(
-        "Layer", meaning="0: the learned tokens; 1: with positions, as blocks get them; then after each block"
-    )
-    layer: str = column("Name", meaning="the layer: a path in the model, or what goes into one")
-    cosine: float = column("Cosine", meaning="cosine of class and distillation token, mean over images")
-    cosine_sem: float | None = column(
-        "s.e.m.", meaning="standard error of that mean over images; empty where it does not depend on the image"
-    )
-    images: int = column("Images", meaning="images that were averaged over")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

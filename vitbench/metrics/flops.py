@@ -12,8 +12,8 @@ from typing import Literal
 
 from torch import nn
 
-from vitbench import counting
-from vitbench.records import column
+from vitbench import counting, findings
+from vitbench.findings import Part
 
 FLOPS_PER_MAC = 2
 
@@ -21,41 +21,9 @@ By = Literal["module", "operator"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One line of a breakdown; the lines sum to the whole."""
+class Flops(findings.Flops):
+    """What one forward pass of a model costs, and where: by operator and module."""
 
-    part: str = column("Part", meaning="path of a module, empty for the model itself, or name of an operator")
-    params: int | None = column("Params", better="equal", meaning="parameters of the module; empty for operators")
-    macs: int = column("MACs", better="equal", meaning="multiply-accumulates")
-    flops: int = column("FLOPs = 2 x MACs", better="equal", meaning="2 x macs")
-    activations: int = column("Activations", better="equal", meaning="elements written by products and convolutions")
-    uncounted_elements: int = column("Not counted", better="equal", meaning="elements written by all other operators")
-    share: float = column("Share", meaning="part of the model's macs, 0 to 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flops:
-    """What one forward pass of a model costs, on any machine.
-
-    Left out of `macs`, and listed in `uncounted`: everything that is no matrix product, convolution or attention, such as
-    normalisation, softmax, activation functions, additions, pooling and copies.
-    """
-
-    params: int = column("Params", better="equal", meaning="parameters, each counted once however often it is used")
-    params_trainable: int = column("Trainable", better="equal", meaning="parameters that require a gradient")
-    macs: int = column(
-        "MACs", better="equal", meaning="multiply-accumulates of matrix products, convolutions and attention, per batch"
-    )
-    flops: int = column("FLOPs = 2 x MACs", better="equal", meaning="2 x macs")
-    activations: int | None = column(
-        "Activations",
-        better="equal",
-        meaning="elements written by matrix products, convolutions and attention's two products, as fvcore defines them",
-    )
-    uncounted_elements: int | None = column(
-        "Not counted", better="equal", meaning="elements written by operators that macs leaves out"
-    )
-    uncounted: Mapping[str, int] | None = column("Not counted, by operator", meaning="uncounted_elements, by operator")
     tally: counting.Tally = field(default_factory=dict, repr=False)
     module_params: Mapping[str, int] = field(default_factory=dict, repr=False)
 

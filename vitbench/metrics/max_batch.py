@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,38 +13,14 @@ from torch import nn
 from vitbench import lifetimes, passes
 from vitbench.device import out_of_memory
 from vitbench.errors import NotSupported
+from vitbench.findings import MaxBatch
 from vitbench.lifetimes import Peak
-from vitbench.records import RunSetting, column
+from vitbench.records import RunSetting
 
 Method = Literal["predicted", "measured"]
 
 _ENDLESS = 2**24
 """Inputs; a batch as large as this fits only if the batch takes no memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaxBatch:
-    """The largest batch of which a pass fits into a memory, 0 if not even one input does."""
-
-    max_batch: int = column(
-        "Max batch", better="higher", meaning="the largest batch that fits; 0: not even one input does"
-    )
-    max_batch_method: Method = column("Method", meaning="predicted, or measured on the accelerator")
-    limit_bytes: int | None = column(
-        "Memory", meaning="what the pass must fit into; measured: all that the driver says the device has"
-    )
-    peak_bytes: int | None = column(
-        "Peak",
-        better="lower",
-        meaning="peak of allocated memory at that batch, without the driver's own; empty if none fits",
-    )
-    next_peak_bytes: int | None = column("Peak, one more", meaning="the same with one input more; empty if measured")
-    weights_bytes: int | None = column("Weights", better="lower", meaning="parameters and buffers; empty if measured")
-    gradients_bytes: int | None = column("Gradients", better="lower", meaning="of all parameters; empty if measured")
-    optimizer_bytes: int | None = column("Optimizer", better="lower", meaning="AdamW's state; empty if measured")
-    activations_bytes: int | None = column(
-        "Activations", better="lower", meaning="the most that all else held at that batch; empty if measured"
-    )
 
 
 def largest(fits: Callable[[int], bool], guess: int = 1) -> int:

@@ -10,7 +10,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,79 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from vitbench import lifetimes, passes
 from vitbench.errors import NotSupported
-from vitbench.records import RunSetting, column
+from vitbench.findings import Agreement, Measured, Predicted
+from vitbench.records import RunSetting
 
 CPU = torch.device("cpu")
 _PRODUCT = 2048  # rows and columns: from 1024 to here MKL's buffers still grew for vit_s16 at batch 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted:
-    """What a pass would hold on a device that need not be here; the parts peak at different times and need not sum."""
-
-    predicted_weights_bytes: int = column("Weights", better="lower", meaning="predicted: parameters and buffers")
-    predicted_gradients_bytes: int = column(
-        "Gradients", better="lower", meaning="predicted: all gradients of parameters, when the backward pass ends"
-    )
-    predicted_optimizer_bytes: int = column("Optimizer", better="lower", meaning="predicted: AdamW's state")
-    predicted_activations_bytes: int = column(
-        "Activations",
-        better="lower",
-        meaning="predicted: the most that inputs, activations, their gradients and temporaries held at once, before the "
-        "optimizer's step",
-    )
-    predicted_workspace_bytes: int = column(
-        "Workspace", better="lower", meaning="predicted: what cuBLAS keeps on a CUDA device, once for each thread"
-    )
-    predicted_peak_bytes: int = column(
-        "Peak", better="lower", meaning="predicted: the most that all of them held at once"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a pass held. On a CPU the peak is resident memory, on an accelerator what its allocator had handed out."""
-
-    measured_weights_bytes: int = column(
-        "Weights, measured", better="lower", meaning="growth while the model was built"
-    )
-    measured_gradients_bytes: int = column(
-        "Gradients, measured", better="lower", meaning="the gradients that the parameters had after a backward pass"
-    )
-    measured_optimizer_bytes: int = column(
-        "Optimizer, measured", better="lower", meaning="the tensors that AdamW kept between steps"
-    )
-    measured_activations_bytes: int = column(
-        "Activations, measured",
-        better="lower",
-        meaning="the largest growth before the optimizer's step, less weights, optimizer state and the gradients until then; "
-        "on an accelerator cuBLAS's workspaces are in it",
-    )
-    measured_peak_bytes: int = column(
-        "Peak, measured",
-        better="lower",
-        meaning="CPU: peak of resident memory above that before the model was built; accelerator: peak of allocated memory",
-    )
-    measured_reserved_bytes: int | None = column(
-        "Reserved",
-        better="lower",
-        meaning="peak of what an accelerator's allocator took from the driver; empty on a CPU",
-    )
-    measured_driver_bytes: int | None = column(
-        "Driver",
-        better="lower",
-        meaning="what an accelerator's driver says is in use after the pass, contexts and other processes included; empty on "
-        "a CPU, or where the driver does not say",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """A prediction against a measurement of the same pass."""
-
-    predicted_over_measured: float | None = column(
-        "Predicted / measured", meaning="predicted peak over measured peak; empty where less than a page was measured"
-    )
 
 
 def predict(model: nn.Module, setting: RunSetting) -> Predicted:

@@ -11,7 +11,8 @@ from torch import nn
 
 from vitbench import device, passes, statistics, timing
 from vitbench.environment import cores
-from vitbench.records import RunSetting, column
+from vitbench.findings import Throughput
+from vitbench.records import RunSetting
 
 # A training step is three forward passes' worth of FLOPs: the backward pass makes two products for each, and what
 # checkpointing computes again is not counted. Source: PaLM (arXiv 2204.02311), appendix B.
@@ -50,59 +51,6 @@ class Run:
     other_cores: float
     throttled: bool | None
     shared: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
-    """How fast a model runs. Times are of a whole batch, the device being idle before and after."""
-
-    throughput_per_s: float = column(
-        "Inputs/s", better="higher", meaning="images or clips a second: batch_size over latency_median_ms"
-    )
-    latency_median_ms: float = column(
-        "Median",
-        better="lower",
-        meaning="milliseconds a batch (training: a step), median; of several processes, the mean of their medians",
-    )
-    latency_low_ms: float | None = column(
-        "Low",
-        meaning="lower end of the 95 % interval of the median: between two samples, or, of several processes, Student's; empty "
-        "for fewer than six samples",
-    )
-    latency_high_ms: float | None = column("High", meaning="its upper end")
-    latency_p90_ms: float | None = column("p90", meaning="90th percentile")
-    latency_p95_ms: float | None = column("p95", meaning="95th percentile; empty for fewer than 100 samples")
-    latency_p99_ms: float | None = column("p99", meaning="99th percentile; empty for fewer than 500 samples")
-    forward_median_ms: float | None = column(
-        "Forward", better="lower", meaning="of a training step: forward pass and loss"
-    )
-    backward_median_ms: float | None = column("Backward", better="lower", meaning="of a training step: backward pass")
-    optimizer_median_ms: float | None = column("Optimizer", better="lower", meaning="of a training step: AdamW's step")
-    first_call_ms: float = column("First call", meaning="the first call, of the first process; not among the samples")
-    compile_s: float | None = column(
-        "Compile",
-        better="lower",
-        meaning="seconds that compiling took: the first call less latency_median_ms; empty for eager",
-    )
-    samples: int = column("Samples", meaning="runs that were measured")
-    warmup: int = column("Warm-up", meaning="runs thrown away after the first, until the times settled")
-    repeats: int = column("Repeats", meaning="processes that measured, one after another")
-    clock: str = column("Clock", meaning="host: the processor's, the device waited for; events: the accelerator's")
-    achieved_flops_per_s: float | None = column(
-        "FLOP/s", meaning="2 x macs of the forward pass, three times that in training, over latency_median_ms"
-    )
-    peak_flops_per_s: float = column(
-        "Peak FLOP/s", meaning="fastest product of two square matrices of that dtype, in the same process"
-    )
-    utilization: float | None = column("Of peak", meaning="achieved_flops_per_s over peak_flops_per_s")
-    other_cores: float = column("Other load", meaning="processors kept busy by others meanwhile, on average")
-    quiet: bool = column("Quiet", meaning="whether none of the warnings of the machine's other work or clock applies")
-    warnings: tuple[str, ...] = column("Warnings", meaning="names of doubts about the row, explained in the README")
-    samples_ms: list[list[float]] = column("Samples", meaning="milliseconds of each run, a list a process")
-    phases_ms: list[list[list[float]]] = column(
-        "Phases",
-        meaning="milliseconds of each part of a run, a list a process and part: the whole, or forward, backward, optimizer",
-    )
 
 
 def measure(
