@@ -1,0 +1,167 @@
+"""What became of a column from one result to another: the records that `compare`, `ab` and `check` yield, and their order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vitbench.records import Better
+
+Verdict = Literal["regressed", "missing", "suspect", "incomparable", "inconclusive", "improved", "new", "unchanged"]
+VERDICTS: tuple[Verdict, ...] = (
+    "regressed",
+    "missing",
+    "suspect",
+    "incomparable",
+    "inconclusive",
+    "improved",
+    "new",
+    "unchanged",
+)
+"""Worst first."""
+
+Judged = Literal["exact", "near", "timed"]
+FailOn = Literal["regressed", "any", "never"]
+
+FINE = 0
+REGRESSED = 1
+NOT_MEASURED = 3
+CANNOT_TELL = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartChange:
+    """A module that changed.
+
+    Attributes:
+        part: its path.
+        column: "params" or "macs".
+        before, after: None where the module is not there.
+    """
+
+    part: str
+    column: str
+    before: int | None
+    after: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One column of one row, before and after.
+
+    Attributes:
+        setting: what tells the row apart, as text by column, the model first.
+        column: its name; empty where the whole row is missing or new.
+        heading: what stands over it in a table.
+        judged: exact: any difference counts; near: more than a stated tolerance; timed: by statistics.
+        better: which direction is for the better; "equal": none is.
+        before, after: base values, None where there is none.
+        ratio: after over before, by a paired estimate where there is one; None where it is not defined.
+        low, high: the 95 % interval of the ratio, where samples tell one.
+        threshold: relative change up to which it is the same: 0.03 is 3 %.
+        verdict: what is to be said of it.
+        note: why, in a clause, such as which fields of the environment differ; empty where nothing need be said.
+        more: how many more rounds, or processes, would settle what is inconclusive; None where no number would, or none need.
+        p_value: of there being no change; timed columns alone.
+        parts: the modules that changed, where both sides tell.
+        rounds: of a paired measurement: the ratios of its pairs, a tuple a round.
+        expected: the reason for which this change is expected; it is not counted against the exit code.
+    """
+
+    setting: Mapping[str, str]
+    column: str
+    heading: str
+    judged: Judged
+    better: Better | None
+    verdict: Verdict
+    before: Any = None
+    after: Any = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float = 0.0
+    note: str = ""
+    more: int | None = None
+    p_value: float | None = None
+    parts: tuple[PartChange, ...] = ()
+    rounds: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    expected: str = ""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.setting.get("model", "")
+
+    @property
+    def conditions(self) -> str:
+        """The setting without the model, in a line: "3x224x224, batch_size 8"."""
+        parts = [value if name == "input_shape" else f"{name} {value}" for name, value in self.setting.items()]
+        return ", ".join(part for name, part in zip(self.setting, parts, strict=True) if name != "model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two results, column by column.
+
+    Attributes:
+        base, head: their names.
+        changes: all, the unchanged ones too, worst first (`ranked`).
+        differences: what differs between the environments, by field: before and after.
+        environment: the head's, by field.
+        notes: sentences on how it was judged.
+        commands: what was run, for whoever wants to run it again.
+    """
+
+    base: str
+    head: str
+    changes: tuple[Change, ...]
+    differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """How many changes have each verdict, worst first; verdicts that none has are left out."""
+        found = Counter(change.verdict for change in self.changes)
+        return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+
+    @property
+    def findings(self) -> tuple[Change, ...]:
+        """All changes but the unchanged, worst first."""
+        return tuple(change for change in self.changes if change.verdict != "unchanged")
+
+
+def ranked(changes: Sequence[Change]) -> tuple[Change, ...]:
+    """Sorts changes worst first: by verdict, unexpected ones before expected ones, then by how far their values lie apart."""
+
+    def place(change: Change) -> tuple[int, bool, float]:
+        far = abs(change.ratio - 1) if change.ratio is not None else 0.0
+        return VERDICTS.index(change.verdict), bool(change.expected), -far
+
+    return tuple(sorted(changes, key=place))
+
+
+def exit_code(
+    comparison: Comparison, *, fail_on: FailOn = "regressed", strict: bool = False, allow_missing: bool = False
+) -> int:
+    """Gives what a command ends with; a regression outranks what is missing, and that what cannot be told.
+
+    Args:
+        comparison: expected changes do not count.
+        fail_on: "any" counts improvements, suspects and new rows too; "never" counts no difference at all.
+        strict: whether what is inconclusive or incomparable counts.
+        allow_missing: whether rows that the head lacks do not count; that nothing could be compared always does.
+    """
+    found = {change.verdict for change in comparison.changes if not change.expected}
+    counted = {"regressed": {"regressed"}, "any": {"regressed", "improved", "suspect", "new"}, "never": set()}[fail_on]
+    if found & counted:
+        return REGRESSED
+    compared = any(change.verdict not in ("missing", "new") for change in comparison.changes)
+    if not compared or ("missing" in found and not allow_missing):
+        return NOT_MEASURED
+    if strict and found & {"inconclusive", "incomparable"}:
+        return CANNOT_TELL
+    return FINE
