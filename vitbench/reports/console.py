@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.measure import Measurement
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vitbench import terminal
 from vitbench.records import Table
 from vitbench.units import printable
 
-# Where there is no terminal there is no width to fit into, and folded cells would help nobody.
-_UNBOUNDED = 10_000
 # A folded column narrower than this is no text any more.
 _NARROWEST = 24
 
@@ -29,28 +25,14 @@ def render(table: Table, *, width: int | None = None, color: bool = False) -> st
         width: characters a line; None for as many as the table needs.
         color: whether to write terminal styles.
     """
-    file = StringIO()
-    console = Console(
-        file=file,
-        width=width or _UNBOUNDED,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        highlight=False,
-        legacy_windows=False,
-    )
+    console = terminal.console(width, color=color)
     if table.columns:
         grid = _grid(table)
-        needed = 0 if width is None else _width(console, grid)
-        for block in [grid] if needed <= console.width else _blocks(table):
+        for block in [grid] if terminal.fits(console, grid) else _blocks(table):
             console.print(block)
     for note in table.notes:
         console.print(Text(printable(note), style="dim"), soft_wrap=width is None)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n") + "\n"
-
-
-def _width(console: Console, grid: RichTable) -> int:
-    """Gives the characters a line that a table needs at least."""
-    return Measurement.get(console, console.options.update(max_width=_UNBOUNDED), grid).minimum
+    return terminal.text(console)
 
 
 def _grid(table: Table) -> RichTable:
