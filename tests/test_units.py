@@ -145,6 +145,8 @@ def test_a_quantity_is_told_in_the_unit_that_ends_its_columns_name(column: str, 
         ("latency_median_ms", 100.0, 100.001, ("100.000 ms", "100.001 ms")),
         ("cka", 0.5, 0.5, ("0.5000", "0.5000")),
         ("cka", None, 0.5, ("", "0.5000")),
+        ("latency_median_ms", 0, -0.0, ("0.000 ms", "0.000 ms")),
+        ("values", (1.0, 2.0, 3.0, 4.0), [1, 2, 3, 4], ("4 values, 1.000 to 4.000",) * 2),
         ("values", (1.0, 2.0, 3.0, 4.0), (1.0, 2.0, 3.5, 4.1), ("3.000 at 3 of 4", "3.500 at 3 of 4")),
         ("values", (1.0,) * 4, (1.0,) * 5, ("4 values, 1.000 to 1.000", "5 values, 1.000 to 1.000")),
         (

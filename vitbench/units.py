@@ -132,17 +132,20 @@ def quantities(column: str, before: Any, after: Any) -> tuple[str, str]:
 
     Of two tuples of one length, the entries that lie farthest apart are told, and of two mappings the items that differ.
     """
-    if _vector(before) and _vector(after) and len(before) == len(after) > 3 and tuple(before) != tuple(after):
+    before, after = (tuple(value) if isinstance(value, list) else value for value in (before, after))
+    if before == after:
+        return (text := quantity(column, before)), text
+    if _vector(before) and _vector(after) and len(before) == len(after) > 3:
         place = max(range(len(before)), key=lambda index: _magnitude(before[index] - after[index]))
         texts = quantities(column, before[place], after[place])
         return texts[0] + (of := f" at {place + 1} of {len(before)}"), texts[1] + of
-    if isinstance(before, Mapping) and isinstance(after, Mapping) and before != after:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
         differ = [name for name in {**before, **after} if before.get(name) != after.get(name)]
         differ.sort(key=lambda name: -abs(_magnitude(after.get(name)) - _magnitude(before.get(name))))
         return _counts(before, differ), _counts(after, differ)
     for digits in range(4, _ALL_DIGITS + 1):
         texts = quantity(column, before, digits), quantity(column, after, digits)
-        if texts[0] != texts[1] or before == after:
+        if texts[0] != texts[1]:
             return texts
     return quantity("", repr(before)), quantity("", repr(after))
 

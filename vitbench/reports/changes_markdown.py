@@ -24,6 +24,9 @@ _NAME_LENGTH = 120
 _NOTE_LENGTH = 400
 _COMMAND_LENGTH = 2_000
 
+# Else a page breaks the line before the sign of per cent.
+_HARD_SPACE = "\N{NO-BREAK SPACE}"
+
 
 def render(comparison: Comparison, *, limit: int = COMMENT_LIMIT) -> str:
     """Gives a comparison as GitHub's Markdown; whatever could be markup, a mention or a link is escaped.
@@ -32,7 +35,7 @@ def render(comparison: Comparison, *, limit: int = COMMENT_LIMIT) -> str:
         comparison: what to show; what is unchanged is only counted.
         limit: characters at most; the worst come first, and a sentence says how many rows were left out.
     """
-    head = [MARKER, f"### {_text(wording.headline(comparison), _NOTE_LENGTH)}", ""]
+    head = [MARKER, f"### {markdown(wording.headline(comparison))}", ""]
     if different := wording.differences(comparison):
         head += [f"Different: {_text(different, _NOTE_LENGTH)}.", ""]
     if shared := wording.conditions(wording.shared_conditions(comparison)):
@@ -58,14 +61,14 @@ def _line(cells: Sequence[str]) -> str:
 
 def _row(change: Change, label: str, shared: dict[str, str]) -> str:
     setting = wording.conditions(change.setting, without=shared)
-    between = wording.interval(change)
+    percents = [text.replace(" ", _HARD_SPACE) for text in (wording.relative(change), wording.interval(change)) if text]
     return _line(
         [
             f"**{change.verdict}**" if change.verdict == "regressed" and not change.expected else change.verdict,
             _text(change.model) + (f"<br>{_text(setting)}" if setting else ""),
             _text(label),
             *(_text(value) for value in wording.values(change)),
-            wording.relative(change) + (f"<br>{between}" if between else ""),
+            "<br>".join(percents),
             _text(wording.note(change), _NOTE_LENGTH),
         ]
     )
