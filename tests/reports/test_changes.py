@@ -37,7 +37,7 @@ from vitbench.reports import (
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# A name that fits into GitHub's table, a mention that GitHub would send a mail for, and so on.
+# What GitHub makes a mention, a link or a reference of.
 _LIVE = re.compile(r"@\w|://|www\.\w|#\d")
 
 
