@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
+from numpy.typing import NDArray
+from scipy import stats
+
+from vitbench.statistics import CONFIDENCE, mean_interval
+
 Rounds = Sequence[Sequence[float]]
 """ln(b / a) of each pair, a sequence a round."""
+
+DISCOVERY_RATE = 0.05
+
+_DRAWS = 1000
+# Draws of the pairs of a round, of which each draw of rounds takes one: as good as a draw for each, and quick enough between rounds.
+_INNER_DRAWS = 200
+# More rounds than this nobody measures.
+_MOST_ROUNDS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +45,80 @@ class Estimate:
     def half_width(self) -> float:
         """Half of the interval's width."""
         return (self.high - self.low) / 2
+
+
+def hodges_lehmann(values: Sequence[float] | NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """Gives the median of the means of all pairs of values, each with itself too, along the last axis.
+
+    Source: Hodges and Lehmann, Estimates of location based on rank tests (1963).
+    """
+    values = numpy.asarray(values, dtype=numpy.float64)
+    first, second = numpy.triu_indices(values.shape[-1])
+    return numpy.asarray(numpy.median((values[..., first] + values[..., second]) / 2, axis=-1))
+
+
+def estimate(rounds: Rounds, *, seed: int = 0) -> Estimate:
+    """Gives the centre of all rounds with its interval.
+
+    The centre is the Hodges-Lehmann estimate of the rounds' own. The interval is the hull of two. One is a bootstrap of two levels,
+    rounds and the pairs in them. With few rounds that is too narrow, so the other is Student's interval of the rounds' centres,
+    which is right where rounds differ more than their pairs tell, but may by luck be too narrow where they do not.
+
+    Args:
+        rounds: at least one, of at least one pair each.
+        seed: of the bootstrap; the estimate of negated values with the same seed is the negated estimate, to the last bit.
+    """
+    centres = numpy.array([hodges_lehmann(one) for one in rounds])
+    centre = float(hodges_lehmann(centres))
+    student = mean_interval(centres.tolist())
+    if student is None:
+        return Estimate(centre=centre, low=-math.inf, high=math.inf, p_value=1.0, rounds=1)
+    drawn = _bootstrap(rounds, numpy.random.default_rng(seed))
+    # Between two of the draws, not interpolated, so that negated values give exactly the negated interval.
+    low = float(numpy.quantile(drawn, (1 - CONFIDENCE) / 2, method="lower"))
+    high = float(numpy.quantile(drawn, (1 + CONFIDENCE) / 2, method="higher"))
+    return Estimate(
+        centre=centre,
+        low=min(low, student[0]),
+        high=max(high, student[1]),
+        p_value=_no_change(centres),
+        rounds=len(rounds),
+    )
+
+
+def _bootstrap(rounds: Rounds, random: numpy.random.Generator) -> NDArray[numpy.float64]:
+    inner = []
+    for one in rounds:
+        values = numpy.asarray(one, dtype=numpy.float64)
+        inner.append(hodges_lehmann(values[random.integers(len(values), size=(_INNER_DRAWS, len(values)))]))
+    size = (_DRAWS, len(rounds))
+    picked = random.integers(len(rounds), size=size), random.integers(_INNER_DRAWS, size=size)
+    return hodges_lehmann(numpy.array(inner)[picked])
+
+
+def _no_change(centres: NDArray[numpy.float64]) -> float:
+    """Gives the p-value of Student's test that the rounds' centres have the mean zero."""
+    error = float(numpy.std(centres, ddof=1)) / math.sqrt(len(centres))
+    if not error:
+        return 0.0 if centres.any() else 1.0
+    return float(2 * stats.t.sf(abs(float(numpy.mean(centres))) / error, len(centres) - 1))
+
+
+def more_rounds(found: Estimate, limit: float) -> int | None:
+    """Gives how many more rounds would likely settle on which side of +-limit the truth is; None where no number would.
+
+    The interval's half width goes with one over the root of the rounds.
+    """
+    distance = abs(abs(found.centre) - limit)
+    if not math.isfinite(found.half_width) or not distance:
+        return None
+    needed = math.ceil(found.rounds * (found.half_width / distance) ** 2)
+    return max(1, needed - found.rounds) if needed <= _MOST_ROUNDS else None
+
+
+def discoveries(p_values: Sequence[float]) -> list[bool]:
+    """Tells which of many p-values are discoveries, of which at most 5 % are false on average.
+
+    Source: Benjamini and Hochberg, Controlling the false discovery rate (1995).
+    """
+    return [bool(p <= DISCOVERY_RATE) for p in stats.false_discovery_control(p_values)] if p_values else []
