@@ -1,8 +1,8 @@
 """Instrument: which of two sides is quicker, told by pairs of blocks in turn, in rounds of fresh processes.
 
-Only one worker runs at a time. A pair is a block of runs of each side, in random order; a round is up to 20 pairs, and every round
-has workers of its own, because memory layout and thread placement are drawn anew with each process. Measuring stops when the
-interval is narrow enough or the budget is spent, never because a difference became significant, and looks only between rounds.
+Only one worker runs at a time. A pair is a block of runs of each side, in random order; a round is up to 20 pairs, and every
+round has workers of its own, because memory layout and thread placement are drawn anew with each process. Between rounds it is
+asked whether the interval is narrow enough or the budget spent, never whether a difference is significant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitbench.changes import Verdict
 from vitbench.pairs import Estimate
 
 
-class WorkerFailed(Exception):  # noqa: N818  # like those of errors.py it is called after what is wrong; here it becomes a row's note
+class WorkerFailed(Exception):
     """A side that could not be started or run; the text says why, in a clause."""
 
 
@@ -42,7 +42,10 @@ class Worker(Protocol):
 
 
 Start = Callable[[], Worker]
-"""Starts a fresh process with the side's model in it, not warmed up; may raise `WorkerFailed`."""
+"""Starts a fresh process with the side's model in it, not warmed up; may raise `WorkerFailed`.
+
+What it does only the first time, such as importing, is best done before: the first round tells how long a round takes.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ class Rule:
     rounds: int = 5
     control_rounds: int = 3
     pairs: int = 20
-    block_s: float = 0.05
+    block_s: float = 0.02
     warmup_runs: int = 3
     window: int = 5
     settled: float = 0.02
@@ -205,7 +208,7 @@ def duel(
         rule=rule,
         first=first,
         confirmation=meter.measure("confirmation", a, b) if changed else None,
-        control=meter.measure("control", a, a) if changed or always_control else None,
+        control=meter.measure("control", a, a, most=rule.control_rounds) if changed or always_control else None,
         a_median_s=statistics.median(meter.a_s),
         b_median_s=statistics.median(meter.b_s),
         runs=meter.runs,
@@ -216,6 +219,7 @@ def duel(
 def control(
     a: Start,
     *,
+    budget_s: float,
     rule: Rule = RULE,
     clock: Callable[[], float] = time.monotonic,
     seed: int = 0,
@@ -225,14 +229,16 @@ def control(
 
     Args:
         a: the side.
-        rule: its budget is for this alone.
-        clock, seed, tell: as of `duel`.
+        budget_s: seconds.
+        rule: how; its own budget and precision are not looked at.
+        clock: gives seconds.
+        seed: of the order within pairs, and of the bootstrap.
+        tell: is told of each round.
 
     Raises:
         WorkerFailed: it could not be run.
     """
-    rule = replace(rule, control_rounds=2**31)
-    found = _Meter(rule, clock, seed, tell).measure("control", a, a)
+    found = _Meter(replace(rule, budget_s=budget_s), clock, seed, tell).measure("control", a, a)
     assert found is not None  # one round is measured whatever the budget
     return found
 
@@ -261,18 +267,20 @@ class _Meter:
         """Gives the seconds since it was made."""
         return self._clock() - self._begin
 
-    def measure(self, stage: Stage, a: Start, b: Start, *, part: float = 1.0) -> Pass | None:
+    def measure(self, stage: Stage, a: Start, b: Start, *, part: float = 1.0, most: float = math.inf) -> Pass | None:
         """Measures rounds of a stage until they suffice or the time is over; None where there was no time for one.
 
         Args:
             stage: what they are for.
-            a, b: the sides.
+            a: the base.
+            b: what is compared with it.
             part: of the budget, less what the control will take, beyond which no round is begun that is not needed.
+            most: rounds.
         """
         random = numpy.random.default_rng([self._seed, _STAGES.index(stage)])
         rounds: list[tuple[float, ...]] = []
         found = None
-        while self._goes_on(stage, found, part):
+        while len(rounds) < most and self._goes_on(stage, found, part):
             begin = self._clock()
             rounds.append(self._round(a, b, random, keeps=stage != "control"))
             self._rounds_s.append(self._clock() - begin)
@@ -295,7 +303,7 @@ class _Meter:
         rule, round_s = self._rule, statistics.median(self._rounds_s)
         rounds, ends_s = found.rounds if found else 0, self.spent_s() + round_s
         if stage == "control":
-            return rounds < rule.control_rounds and ends_s <= rule.budget_s
+            return ends_s <= rule.budget_s
         left_s = rule.budget_s - rule.control_rounds * round_s
         if rounds < rule.rounds:
             return ends_s <= left_s
@@ -361,9 +369,9 @@ class _Meter:
 def judged(duel: Duel) -> Judgement:
     """Says what a duel found, by its rule's threshold.
 
-    A change is called regressed or improved where the interval of the first pass lies beyond the threshold, that of the confirmation
-    too, and the control found the machine quiet enough; it is suspect otherwise, and where the estimate is beyond the threshold and
-    the interval beyond a third of it. Unchanged is an interval inside the threshold on both sides.
+    A change is regressed or improved where the interval of the first pass lies beyond the threshold, that of the confirmation
+    too, and the base differs from itself by less than half as much; it is suspect otherwise, and where the estimate is beyond
+    the threshold and the interval beyond a third of it. Unchanged is an interval inside the threshold on both sides.
     """
     rule, found = duel.rule, duel.estimate
     verdict = _called(duel.first.estimate, rule)
@@ -371,7 +379,7 @@ def judged(duel: Duel) -> Judgement:
     if duel.first.estimate.rounds < rule.rounds:
         few = f"only {_rounds(duel.first.estimate.rounds)} of {rule.rounds} fitted into the budget"
         return Judgement(verdict="inconclusive", note=few, more=rule.rounds - found.rounds, p_value=p_value)
-    if verdict in ("regressed", "improved") and (doubt := _doubt(duel, verdict)):
+    if verdict in ("regressed", "improved") and (doubt := _doubt(duel, found, verdict)):
         return Judgement(verdict="suspect", note=doubt, p_value=p_value)
     if verdict == "inconclusive":
         return Judgement(
@@ -407,7 +415,7 @@ def _called(found: Estimate, rule: Rule) -> Verdict:
     return "unchanged" if -rule.limit <= found.low and found.high <= rule.limit else "inconclusive"
 
 
-def _doubt(duel: Duel, verdict: Verdict) -> str:
+def _doubt(duel: Duel, found: Estimate, verdict: Verdict) -> str:
     """Gives why a change is not believed; empty where it is."""
     rule = duel.rule
     again = duel.confirmation
@@ -417,14 +425,11 @@ def _doubt(duel: Duel, verdict: Verdict) -> str:
         return f"fresh workers did not confirm it: {second}"
     if duel.control is None:
         return "no time was left to compare the base with itself"
-    if _noisy(duel.control, rule):
-        return f"the base differs from itself by {abs(math.expm1(duel.control.estimate.centre)):.1%}: the machine is too noisy"
+    # Half of what is claimed at least; which is more than half of the threshold.
+    if abs(duel.control.estimate.centre) > min(abs(found.low), abs(found.high)) / 2:
+        itself = math.expm1(abs(duel.control.estimate.centre))
+        return f"the base differs from itself by {itself:.1%}: the machine is too noisy"
     return ""
-
-
-def _noisy(control: Pass, rule: Rule) -> bool:
-    """Tells whether a against itself differs by more than half of the threshold, of which nothing is real."""
-    return abs(control.estimate.centre) > rule.limit / 2
 
 
 def _rounds(number: int) -> str:

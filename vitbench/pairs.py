@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ Rounds = Sequence[Sequence[float]]
 DISCOVERY_RATE = 0.05
 
 _DRAWS = 1000
-# Draws of the pairs of a round, of which each draw of rounds takes one: as good as a draw for each, and quick enough between rounds.
+# Draws of a round's pairs, of which each draw of rounds takes one: as good as a draw for each, and quick between rounds.
 _INNER_DRAWS = 200
 # More rounds than this nobody measures.
 _MOST_ROUNDS = 1000
@@ -60,9 +61,9 @@ def hodges_lehmann(values: Sequence[float] | NDArray[numpy.float64]) -> NDArray[
 def estimate(rounds: Rounds, *, seed: int = 0) -> Estimate:
     """Gives the centre of all rounds with its interval.
 
-    The centre is the Hodges-Lehmann estimate of the rounds' own. The interval is the hull of two. One is a bootstrap of two levels,
-    rounds and the pairs in them. With few rounds that is too narrow, so the other is Student's interval of the rounds' centres,
-    which is right where rounds differ more than their pairs tell, but may by luck be too narrow where they do not.
+    The centre is the Hodges-Lehmann estimate of the rounds' own. The interval is the hull of two. One is a bootstrap of two
+    levels, rounds and the pairs in them. With few rounds that is too narrow, so the other is Student's interval of the rounds'
+    centres, which is right where rounds differ more than their pairs tell, but by luck may be too narrow where they do not.
 
     Args:
         rounds: at least one, of at least one pair each.
@@ -73,7 +74,7 @@ def estimate(rounds: Rounds, *, seed: int = 0) -> Estimate:
     student = mean_interval(centres.tolist())
     if student is None:
         return Estimate(centre=centre, low=-math.inf, high=math.inf, p_value=1.0, rounds=1)
-    drawn = _bootstrap(rounds, numpy.random.default_rng(seed))
+    drawn = _bootstrap(rounds, seed)
     # Between two of the draws, not interpolated, so that negated values give exactly the negated interval.
     low = float(numpy.quantile(drawn, (1 - CONFIDENCE) / 2, method="lower"))
     high = float(numpy.quantile(drawn, (1 + CONFIDENCE) / 2, method="higher"))
@@ -86,14 +87,18 @@ def estimate(rounds: Rounds, *, seed: int = 0) -> Estimate:
     )
 
 
-def _bootstrap(rounds: Rounds, random: numpy.random.Generator) -> NDArray[numpy.float64]:
-    inner = []
-    for one in rounds:
-        values = numpy.asarray(one, dtype=numpy.float64)
-        inner.append(hodges_lehmann(values[random.integers(len(values), size=(_INNER_DRAWS, len(values)))]))
+def _bootstrap(rounds: Rounds, seed: int) -> NDArray[numpy.float64]:
+    random = numpy.random.default_rng(seed)
+    inner = numpy.array([_drawn(tuple(one), seed, number) for number, one in enumerate(rounds)])
     size = (_DRAWS, len(rounds))
-    picked = random.integers(len(rounds), size=size), random.integers(_INNER_DRAWS, size=size)
-    return hodges_lehmann(numpy.array(inner)[picked])
+    return hodges_lehmann(inner[random.integers(len(rounds), size=size), random.integers(_INNER_DRAWS, size=size)])
+
+
+@lru_cache(maxsize=1024)  # each round is looked at again after every later one
+def _drawn(one: tuple[float, ...], seed: int, number: int) -> NDArray[numpy.float64]:
+    """Gives the centres of draws from one round."""
+    random = numpy.random.default_rng([seed, number])
+    return hodges_lehmann(numpy.array(one)[random.integers(len(one), size=(_INNER_DRAWS, len(one)))])
 
 
 def _no_change(centres: NDArray[numpy.float64]) -> float:
