@@ -24,9 +24,8 @@ import pynvml
 from scipy import stats
 
 import vitbench
-from vitbench import duel, environment
+from vitbench import duel, environment, pairs
 from vitbench.records import column
-from vitbench.statistics import CONFIDENCE
 from vitbench.units import memory, printable
 
 NOISE_MODEL = "vit_ti16"
@@ -145,11 +144,11 @@ def smallest_changes(half_width: float, rounds: int, limit: float) -> tuple[floa
     half width, and by as much as the estimate strays to the wrong side once in twenty times.
 
     Args:
-        half_width: of the 95 % interval of ln(b / a).
+        half_width: of the interval of ln(b / a).
         rounds: that it comes from.
         limit: the threshold, as a logarithm.
     """
-    strays = half_width / stats.t.ppf((1 + CONFIDENCE) / 2, rounds - 1) * stats.norm.ppf(0.95)
+    strays = half_width / stats.t.ppf((1 + pairs.NOMINAL) / 2, rounds - 1) * stats.norm.ppf(0.95)
     return math.expm1(half_width + strays), math.expm1(limit + half_width + strays)
 
 

@@ -326,7 +326,8 @@ class _Meter:
                 first = int(random.integers(2))
                 for side in (first, 1 - first):
                     runs_s[side] = statistics.median(sides[side].block(self.runs))
-                ratios.append(math.log(runs_s[1] / runs_s[0]))
+                # Not the logarithm of the ratio: so it is, to the last bit, the negative of what a against b would give.
+                ratios.append(math.log(runs_s[1]) - math.log(runs_s[0]))
                 if keeps:
                     self.a_s.append(runs_s[0])
                     self.b_s.append(runs_s[1])

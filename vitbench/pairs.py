@@ -11,12 +11,14 @@ import numpy
 from numpy.typing import NDArray
 from scipy import stats
 
-from vitbench.statistics import CONFIDENCE, mean_interval
-
 Rounds = Sequence[Sequence[float]]
 """ln(b / a) of each pair, a sequence a round."""
 
 DISCOVERY_RATE = 0.05
+
+NOMINAL = 0.97
+"""The level at which an interval is taken, so that it holds the truth 95 times of 100 although measuring stops when it is narrow,
+as it is by luck at times. By simulation, stopped at half a width of 0.8 %: 94.6 to 97.2; taken at 95 %: 91.9 to 95.6."""
 
 _DRAWS = 1000
 # Draws of a round's pairs, of which each draw of rounds takes one: as good as a draw for each, and quick between rounds.
@@ -71,18 +73,19 @@ def estimate(rounds: Rounds, *, seed: int = 0) -> Estimate:
     """
     centres = numpy.array([hodges_lehmann(one) for one in rounds])
     centre = float(hodges_lehmann(centres))
-    student = mean_interval(centres.tolist())
-    if student is None:
+    if len(centres) < 2:
         return Estimate(centre=centre, low=-math.inf, high=math.inf, p_value=1.0, rounds=1)
+    mean, error = float(numpy.mean(centres)), float(numpy.std(centres, ddof=1)) / math.sqrt(len(centres))
+    reach = float(stats.t.ppf((1 + NOMINAL) / 2, len(centres) - 1)) * error
     drawn = _bootstrap(rounds, seed)
     # Between two of the draws, not interpolated, so that negated values give exactly the negated interval.
-    low = float(numpy.quantile(drawn, (1 - CONFIDENCE) / 2, method="lower"))
-    high = float(numpy.quantile(drawn, (1 + CONFIDENCE) / 2, method="higher"))
+    low = float(numpy.quantile(drawn, (1 - NOMINAL) / 2, method="lower"))
+    high = float(numpy.quantile(drawn, (1 + NOMINAL) / 2, method="higher"))
     return Estimate(
         centre=centre,
-        low=min(low, student[0]),
-        high=max(high, student[1]),
-        p_value=_no_change(centres),
+        low=min(low, mean - reach),
+        high=max(high, mean + reach),
+        p_value=_no_change(mean, error, len(centres)),
         rounds=len(rounds),
     )
 
@@ -101,12 +104,11 @@ def _drawn(one: tuple[float, ...], seed: int, number: int) -> NDArray[numpy.floa
     return hodges_lehmann(numpy.array(one)[random.integers(len(one), size=(_INNER_DRAWS, len(one)))])
 
 
-def _no_change(centres: NDArray[numpy.float64]) -> float:
+def _no_change(mean: float, error: float, rounds: int) -> float:
     """Gives the p-value of Student's test that the rounds' centres have the mean zero."""
-    error = float(numpy.std(centres, ddof=1)) / math.sqrt(len(centres))
     if not error:
-        return 0.0 if centres.any() else 1.0
-    return float(2 * stats.t.sf(abs(float(numpy.mean(centres))) / error, len(centres) - 1))
+        return 0.0 if mean else 1.0
+    return float(2 * stats.t.sf(abs(mean) / error, rounds - 1))
 
 
 def more_rounds(found: Estimate, limit: float) -> int | None:
