@@ -27,7 +27,7 @@ def describe() -> Environment:
         torch=version("torch"),
         timm=version("timm"),
         platform=f"{platform.system()}-{platform.machine()}",
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=cores(),
         memory_bytes=_memory(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,7 +43,8 @@ def cores() -> int:
     return here
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Gives the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
