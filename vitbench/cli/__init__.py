@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import analyze, catalog, count, measure, report, sweep
+from vitbench.cli import ab, analyze, catalog, count, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -58,6 +58,7 @@ app.command("memory", rich_help_panel="Measure")(measure.memory)
 app.command("max-batch", rich_help_panel="Measure")(measure.max_batch)
 app.command("bench", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.bench)
 app.command("sweep", rich_help_panel="Measure")(sweep.sweep)
+app.command("ab", rich_help_panel="Judge", cls=measure.CompileCommand)(ab.ab)
 app.command("embedding-filters", rich_help_panel="Look inside")(analyze.embedding_filters)
 app.command("posemb-similarity", rich_help_panel="Look inside")(analyze.posemb_similarity)
 app.command("position-bias", rich_help_panel="Look inside")(analyze.position_bias)
