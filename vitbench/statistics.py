@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -35,6 +34,8 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     It runs between two of the samples, and holds whatever their distribution is: the number of samples below the median is
     binomial. Source: Conover, Practical Nonparametric Statistics (1999), section 3.2.
     """
+    from scipy import stats  # only here: what times a model in a Python without scipy does without
+
     # How many samples may lie below the interval, or above it: P(Bin(n, 1/2) < rank) is at most half of what is left.
     rank = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(samples), 0.5)) if samples else 0
     if rank < 1:
@@ -47,6 +48,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Gives Student's 95 % interval of the mean of independent values, or None for fewer than two."""
     if len(values) < 2:
         return None
+    from scipy import stats
+
     centre, error = float(numpy.mean(values)), float(numpy.std(values, ddof=1)) / math.sqrt(len(values))
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
     return centre - reach, centre + reach

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import analyze, catalog, count, doctor, measure, report, sweep
+from vitbench.cli import ab, analyze, catalog, count, doctor, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -58,7 +58,8 @@ app.command("memory", rich_help_panel="Measure")(measure.memory)
 app.command("max-batch", rich_help_panel="Measure")(measure.max_batch)
 app.command("bench", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.bench)
 app.command("sweep", rich_help_panel="Measure")(sweep.sweep)
-app.command("doctor", rich_help_panel="Measure")(doctor.doctor)
+app.command("ab", rich_help_panel="Judge", cls=measure.CompileCommand)(ab.ab)
+app.command("doctor", rich_help_panel="Judge")(doctor.doctor)
 app.command("embedding-filters", rich_help_panel="Look inside")(analyze.embedding_filters)
 app.command("posemb-similarity", rich_help_panel="Look inside")(analyze.posemb_similarity)
 app.command("position-bias", rich_help_panel="Look inside")(analyze.position_bias)
