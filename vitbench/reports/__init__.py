@@ -10,5 +10,14 @@ REPORTS = Shelf(
     Entry("markdown", "vitbench.reports.markdown", "a table for people, for pages and comments"),
 )
 
+COMPARISONS = Shelf(
+    "format",
+    Entry("table", "vitbench.reports.changes_console", "a table for people, in the terminal"),
+    Entry("markdown", "vitbench.reports.changes_markdown", "for a comment on a pull request"),
+    Entry("json", "vitbench.reports.changes_json", "an object with every change, base values"),
+    Entry("junit", "vitbench.reports.junit", "a test case a column, as CI servers read them"),
+    Entry("html", "vitbench.reports.changes_html", "a page for people"),
+)
+
 SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "table"}
 """The format that a file's name asks for."""
