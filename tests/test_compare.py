@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vitbench import compare as verb
+from vitbench import judging
 from vitbench.changes import VERDICTS, Change, Comparison, exit_code
 from vitbench.compare import Threshold, compare, load, parse_threshold
 from vitbench.errors import BadInput
@@ -51,6 +54,12 @@ RUN: dict[str, Any] = {
     "threads": 2,
 }
 DONE: dict[str, Any] = {"status": "ok", "note": ""}
+
+
+@pytest.fixture(autouse=True)
+def _session_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is expected here was reckoned with this spread, whatever measurements say."""
+    monkeypatch.setattr(judging, "SESSION_SPREAD", 0.03)
 
 
 def flops(**more: Any) -> dict[str, Any]:
@@ -245,7 +254,7 @@ def test_what_is_no_time_is_told_with_its_place(samples: Any) -> None:
 
 def test_many_tests_put_a_lone_discovery_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the spread of sessions one in forty such p values is no discovery among two hundred that are nothing."""
-    monkeypatch.setattr("vitbench.judging.SESSION_SPREAD", 0.0)
+    monkeypatch.setattr(judging, "SESSION_SPREAD", 0.0)
 
     def row(number: int, shift: float) -> dict[str, Any]:
         samples = [[10.0 * shift], [11.0 * shift], [9.0 * shift], [10.5 * shift]]
@@ -510,6 +519,24 @@ def test_a_value_that_cannot_be_read_is_told_with_its_place(tmp_path: Path) -> N
 def test_half_a_surrogate_pair_can_be_written() -> None:
     found = judged([flops(model="\ud800x")], [flops(model="\ud800x", macs=1)])
     assert [one.model.encode() for one in found.findings] == [b"?x"]
+
+
+MIRRORED = {"regressed": "improved", "improved": "regressed", "missing": "new", "new": "missing"}
+counts = st.none() | st.integers(0, 3)
+scales = st.floats(0.5, 2.0)
+
+
+@given(counts, counts, scales, scales)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_swapping_base_and_head_flips_every_directed_verdict(
+    macs: int | None, other_macs: int | None, scale: float, other_scale: float
+) -> None:
+    base, head = [speed(scale, macs=macs), flops(model="a")], [speed(other_scale, macs=other_macs), flops(model="b")]
+    forth, back = judged(base, head), judged(head, base)
+    assert {(one.model, one.column): MIRRORED.get(one.verdict, one.verdict) for one in forth.changes} == {
+        (one.model, one.column): one.verdict for one in back.changes
+    }
+    assert {name: values[::-1] for name, values in forth.differences.items()} == back.differences
 
 
 SEEDS: list[list[dict[str, Any]]] = [

@@ -122,10 +122,23 @@ def test_threads_count_where_they_can() -> None:
             for before, after in matching.matched(side(*base), side(*head))
         ]
 
-    assert pairs([one, two], [two, one]) == [("2", "2"), ("1", "1")]
+    assert pairs([one, two], [two, one]) == [("1", "1"), ("2", "2")]
     assert pairs([one, two], [two, four]) == [("2", "2"), ("1", "4")]
     assert pairs([one], [two]) == [("1", "2")]
     assert pairs([one, two], [four]) == [(None, "4"), ("1", None), ("2", None)]
+
+
+def test_what_was_only_counted_belongs_to_no_device() -> None:
+    """A sweep of counts with device = "auto" says cuda:0 where there is one."""
+
+    def pairs(base: list[Line], head: list[Line]) -> int:
+        return sum(None not in pair for pair in matching.matched(side(*base), side(*head)))
+
+    here, there = line(macs=1, device="cpu", threads=2), line(macs=1, device="cuda:0", threads=8)
+    assert pairs([here], [there]) == 1
+    assert pairs([here], [line(macs=1, device="cuda:0", throughput_per_s=1.0)]) == 1
+    assert pairs([line(measured_peak_bytes=1)], [line(measured_peak_bytes=1, device="cuda:0")]) == 0
+    assert pairs([here], [there, line(macs=1, device="mps")]) == 0
 
 
 def test_the_newest_value_counts_and_samples_go_before_their_table() -> None:

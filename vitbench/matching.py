@@ -25,6 +25,7 @@ CSV_ROUNDING = 1e-5
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _DONE = ("", "ok", "lowered")
+_COUNTS = ("Flops", "CrossCount")
 _OTHER = "other_"
 _BREAKDOWNS = ("module", "operator")
 
@@ -278,6 +279,12 @@ class Entry:
         return str({name: text for name, text in self.setting.items() if name != "batch_size"})
 
     @property
+    def counted(self) -> bool:
+        """Whether it has nothing but counts, which are the same on any device."""
+        columns = declared_columns()[self.name]
+        return all(column.of in _COUNTS for column in columns if self.newest(column.name) is not None)
+
+    @property
     def failure(self) -> str:
         """How a row failed, with its note, if none was measured later; empty where none failed."""
         done = [results.text(line, "environment_time") for line in self.lines if not _failure(line)]
@@ -396,25 +403,37 @@ def _conflicts(entry: Entry) -> int:
 
 
 def matched(base: Side, head: Side) -> Iterator[tuple[Entry | None, Entry | None]]:
-    """Yields the entries of both sides with the same key, in the order of the head's, and those that only one has.
+    """Yields the entries of both sides that belong together, and those that only one has.
 
     Threads tell settings apart where a machine was asked for several. Where each side has one number of them, they are what the
-    machine has.
+    machine has. Nor does it matter where something would have run that was only counted.
     """
-    left = {place: entry for place, entry in base.items() if place not in head}
-    alone: dict[Key, list[Entry]] = defaultdict(list)
-    for (key, _), entry in left.items():
-        alone[key].append(entry)
-    unmatched: dict[Key, int] = defaultdict(int)
-    for place in head:
-        unmatched[place[0]] += place not in base
-    for (key, threads), entry in head.items():
-        if (key, threads) in base:
-            yield base[key, threads], entry
-        elif len(alone[key]) == unmatched[key] == 1:
-            yield alone.pop(key)[0], entry
-        else:
-            yield None, entry
-    for entries in alone.values():
-        for entry in entries:
-            yield entry, None
+    left = list(base.values()), list(head.values())
+    for key in (_strictly, _with_any_threads, _anywhere):
+        groups: dict[Any, tuple[list[Entry], list[Entry]]] = defaultdict(lambda: ([], []))
+        for side, entries in enumerate(left):
+            for entry in entries:
+                groups[key(entry)][side].append(entry)
+        left = [], []
+        for before, after in groups.values():
+            alone = len(before) == len(after) == 1
+            if alone and (key is not _anywhere or before[0].counted or after[0].counted):
+                yield before[0], after[0]
+            else:
+                left[0].extend(before)
+                left[1].extend(after)
+    yield from ((None, entry) for entry in left[1])
+    yield from ((entry, None) for entry in left[0])
+
+
+def _strictly(entry: Entry) -> tuple[Key, str]:
+    return entry.key, entry.threads
+
+
+def _with_any_threads(entry: Entry) -> Key:
+    return entry.key
+
+
+def _anywhere(entry: Entry) -> Key:
+    name, setting = entry.key
+    return name, tuple(item for item in setting if item[0] != "device")

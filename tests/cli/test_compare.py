@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from vitbench.changes import Comparison
 from vitbench.cli import app
 from vitbench.cli import compare as door
-from vitbench.reports import COMPARISONS
+from vitbench.records import Table, columns
+from vitbench.reports import COMPARISONS, csv
 
 HEADER = "model,input_shape,batch_size,params,macs,status\n"
 
@@ -131,6 +132,29 @@ def test_files_of_which_nothing_is_judged_are_told(files: Path) -> None:
     done = compare("x.csv", "x.csv")
     assert done.exit_code == 3
     assert done.stderr == "Nothing could be compared: the two share no value of a column that is judged.\n"
+
+
+def test_a_broken_resize_of_a_position_table_is_a_regression(files: Path) -> None:
+    """What the analysis finds of a table that timm resamples as it should be, and of one that comes out one place off."""
+    import torch
+    from timm.layers import resample_abs_pos_embed
+
+    from tests import tiny
+    from vitbench.analyses.position_similarity import analyze
+
+    small, large = tiny.vit(), tiny.vit(64)
+    assert isinstance(small.pos_embed, torch.nn.Parameter)
+    torch.nn.init.normal_(small.pos_embed, generator=torch.Generator().manual_seed(0))
+    resized = resample_abs_pos_embed(small.pos_embed.detach(), [8, 8])
+    setting = {"model": "tests.tiny:vit", "input_shape": (3, 64, 64), "weights": "file vit.pth"}
+    for name, table in (("right", resized), ("wrong", resized.roll(1, dims=1))):
+        large.pos_embed = torch.nn.Parameter(table)
+        rows = [setting | columns(row) for row in analyze(small, resized=large).rows]
+        (files / f"{name}.csv").write_text(csv.render(Table(rows=rows, columns=())))
+    assert compare("right.csv", "right.csv").exit_code == 0
+    done = compare("right.csv", "wrong.csv")
+    # The 16 tiles of the table before are as they were.
+    assert (done.exit_code, done.stderr) == (1, "64 regressed, 16 unchanged.\n")
 
 
 def test_comparing_needs_no_torch(files: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from vitbench import results
 from vitbench.changes import Comparison, exit_code
 from vitbench.cli.options import deliver, status
-from vitbench.reports import COMPARISONS
+from vitbench.reports import COMPARISON_SUFFIXES, COMPARISONS
 
 if TYPE_CHECKING:
     from vitbench.changes import FailOn
@@ -36,8 +36,6 @@ class Fails(StrEnum):
     any = "any"
     never = "never"
 
-
-_SUFFIXES = {".md": "markdown", ".json": "json", ".xml": "junit", ".html": "html"}
 
 ComparisonFormatOption = Annotated[
     ComparisonFormat | None,
@@ -118,7 +116,7 @@ def conclude(
         CannotWrite: the file or standard output cannot be written.
         typer.Exit: with `changes.exit_code`.
     """
-    name = wanted.value if wanted else _SUFFIXES.get(output.suffix.lower(), "table") if output else "table"
+    name = wanted.value if wanted else COMPARISON_SUFFIXES.get(output.suffix.lower(), "table") if output else "table"
     deliver(found, COMPARISONS.load(name).render, output, terminal=name == "table")
     if output is not None:
         status(f"Wrote {output}.")
