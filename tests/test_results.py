@@ -104,10 +104,21 @@ def test_files_are_read_back(tmp_path: Path, name: str, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"model,macs\na,1\nb\n", "a.csv, line 3 has 1 cells, but the header names 2 columns"),
+        (
+            "a.csv",
+            b"model,macs\na,1\nb\n",
+            "a.csv, line 3 has 1 cells, but the header names 2 columns: macs is not there",
+        ),
         ("a.csv", b"model,macs,macs\na,1,2\n", "two of its columns are called 'macs'"),
         ("a.csv", b'model\n"a', "a.csv, line 2 is not CSV: unexpected end of data"),
-        ("a.csv", b"\xff\xfem\x00", "it is not text in UTF-8"),
+        ("a.csv", b"\xff\xfem\x00", "it is not text in UTF-8, as of line 1, column 1"),
+        ("a.csv", b"model,note\nvit,\xe4\n", "it is not text in UTF-8, as of line 2, column 5"),
+        (
+            "a.csv",
+            b"model,macs\na,1,2\n",
+            "a.csv, line 2 has 3 cells, but the header names 2 columns: column 3 has no name",
+        ),
+        ("a.json", b'[{"model" 3}]', "a.json is not JSON: Expecting ':' delimiter at line 1, column 11"),
         ("a.json", b'{"model": "a"}', "expected a list with an object a row"),
         ("a.json", b'[{"model": "a"},\n 3]', "a.json, row 2 is not an object"),
         (

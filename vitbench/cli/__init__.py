@@ -1,6 +1,7 @@
 """The street door: options in, one library call, rendering out. Nothing here imports torch before a command needs it.
 
-Exit codes: 0 fine; 1 a check failed; 2 bad input; 3 some rows failed, the others were measured; 130 interrupted.
+Exit codes: 0 fine; 1 a check failed, or something regressed; 2 bad input; 3 some rows failed or are missing, the others were
+measured; 4 it cannot be told (under --strict alone); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import ab, analyze, catalog, count, doctor, measure, report, sweep
+from vitbench.cli import ab, analyze, catalog, compare, count, doctor, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -71,6 +72,7 @@ app.command("cka", rich_help_panel="Look inside", cls=analyze.PathsCommand)(anal
 app.command("receptive-field", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.receptive_field)
 app.command("feature-maps", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.feature_maps)
 app.command("analyze", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.analyze)
+app.command("compare", rich_help_panel="Judge")(compare.compare)
 app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)

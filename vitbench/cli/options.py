@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -154,19 +154,34 @@ def emit(table: Table, wanted: Format | None, output: Path | None) -> None:
         CannotWrite: the file or standard output cannot be written.
     """
     name = chosen_format(wanted, output)
-    render = REPORTS.load(name).render
+    deliver(table, REPORTS.load(name).render, output, terminal=name == "table")
     if output is not None:
-        text = render(table)
+        status(f"Wrote {len(table.rows)} {'row' if len(table.rows) == 1 else 'rows'} to {output}.")
+
+
+def deliver(found: Any, render: Callable[..., str], output: Path | None, *, terminal: bool) -> None:
+    """Writes what a report makes of something to its file, or to standard output, also where the file cannot be written.
+
+    Args:
+        found: what the report takes.
+        render: of the report.
+        output: the file.
+        terminal: whether the report can be fitted to a terminal's width and colours.
+
+    Raises:
+        CannotWrite: the file or standard output cannot be written.
+    """
+    if output is not None:
+        text = render(found)
         try:
             results.write(output, text)
         except CannotWrite:
             _print(text)
             raise
-        status(f"Wrote {len(table.rows)} {'row' if len(table.rows) == 1 else 'rows'} to {output}.")
-    elif name == "table" and sys.stdout.isatty():
-        _print(render(table, width=shutil.get_terminal_size().columns, color=not _no_color()))
+    elif terminal and sys.stdout.isatty():
+        _print(render(found, width=shutil.get_terminal_size().columns, color=not _no_color()))
     else:
-        _print(render(table))
+        _print(render(found))
 
 
 def status(text: str) -> None:
