@@ -154,6 +154,46 @@ def test_an_operator_takes_what_was_worked_out_by_hand(
     assert (cost.macs, cost.activations) == (macs, activations)
 
 
+def moved(function: Callable[[Tensor], Any]) -> float:
+    """The elements of float32 that a function of tensors on meta reads and writes."""
+    return total(tally(Calls(function), (1,))).traffic_bytes / 4
+
+
+@pytest.mark.parametrize(
+    ("function", "elements"),
+    [
+        # What goes in, once, and what comes out.
+        (lambda _: F.linear(new(3, 4), new(5, 4), new(5)), 3 * 4 + 5 * 4 + 5 + 3 * 5),
+        (lambda _: F.conv2d(new(2, 4, 9, 9), new(8, 4, 3, 3), stride=2), 2 * 4 * 81 + 8 * 4 * 9 + 2 * 8 * 16),
+        (lambda _: new(3, 4).relu(), 2 * 12),
+        # Twice the same tensor is read once.
+        (lambda _: (one := new(3, 4)) * one, 2 * 12),
+        (lambda _: torch.cat([new(2), new(3)]), 2 * 5),
+        # What is expanded lies in memory once.
+        (lambda _: new(3, 4) + new(4).expand(3, 4), 12 + 4 + 12),
+        (lambda _: new(3, 4).add_(new(4)), 12 + 4 + 12),
+        # What is overwritten is not read.
+        (lambda _: new(3, 4).copy_(new(3, 4)), 12 + 12),
+        (lambda _: new(3, 4).zero_(), 12),
+        # Names, not work.
+        (lambda _: new(3, 4).t().reshape(2, 6)[:1], 0 + 2 * 12),
+        (lambda _: new(3, 4).view(2, 6)[:1].transpose(0, 1), 0),
+    ],
+)
+def test_an_operator_moves_its_inputs_and_outputs_once(function: Callable[[Tensor], Any], elements: int) -> None:
+    assert moved(function) == elements
+
+
+def test_each_block_of_a_vit_calls_softmax_once() -> None:
+    """A ViT of 12 blocks, by its paper's equations: a softmax each, two norms and a last one; four linear layers, a head."""
+    calls = {name: cost.calls for name, cost in by_operator(tally(on_meta("vit_tiny_patch16_224"), IMAGE)).items()}
+    assert calls["_safe_softmax"] == calls["gelu"] == 12
+    assert calls["native_layer_norm"] == 2 * 12 + 1
+    assert calls["addmm"] == 4 * 12 + 1
+    assert calls["bmm"] == 2 * 12
+    assert calls["convolution"] == 1
+
+
 class SelfAttention(nn.Module):
     """torch's own attention of tokens to themselves."""
 
@@ -222,7 +262,7 @@ def test_modules_stand_in_the_order_of_the_pass_under_their_own_names() -> None:
 def test_operators_stand_largest_first() -> None:
     costs = by_operator(tally(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Linear(8, 80)), (3, 8, 8)))
     assert list(costs) == ["addmm", "convolution", "relu"]
-    assert costs["relu"] == Cost(uncounted=4 * 8 * 8)
+    assert costs["relu"] == Cost(uncounted=4 * 8 * 8, calls=1, traffic_bytes=2 * 4 * 8 * 8 * 4)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +344,9 @@ def test_a_model_on_meta_and_one_on_the_cpu_cost_the_same() -> None:
 
 
 def test_the_inputs_have_the_dtype_of_the_weights() -> None:
-    assert total(tally(nn.Conv2d(3, 4, 3).half(), (3, 8, 8))) == total(tally(nn.Conv2d(3, 4, 3), (3, 8, 8)))
+    half, single = (total(tally(model, (3, 8, 8))) for model in (nn.Conv2d(3, 4, 3).half(), nn.Conv2d(3, 4, 3)))
+    assert (half.macs, half.activations) == (single.macs, single.activations)
+    assert 2 * half.traffic_bytes == single.traffic_bytes
     assert counting.dtype(nn.ReLU()) is torch.get_default_dtype()
 
 

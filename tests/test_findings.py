@@ -40,7 +40,9 @@ def _within(name: str, **row: Any) -> Within:
     return within if isinstance(within, Within) else within(row)
 
 
-@pytest.mark.parametrize("name", ["params", "macs", "activations", "predicted_peak_bytes"])
+@pytest.mark.parametrize(
+    "name", ["params", "macs", "activations", "operators", "traffic_bytes", "predicted_peak_bytes"]
+)
 def test_what_is_counted_or_predicted_is_the_same_or_it_is_not(name: str) -> None:
     assert _within(name) == EXACT
 
@@ -49,6 +51,12 @@ def test_a_measured_peak_may_differ_by_what_its_meter_can_tell() -> None:
     # 3 % or 16 MiB of resident memory; 1 % or the 2 MiB in which an accelerator's allocator takes memory.
     assert _within("measured_peak_bytes", device="cpu") == Within(relative=0.03, absolute=16 * 2**20)
     assert _within("measured_peak_bytes", device="cuda:0") == Within(relative=0.01, absolute=2 * 2**20)
+
+
+def test_what_a_model_computes_may_differ_by_what_its_dtype_rounds() -> None:
+    assert _within("output", dtype="fp32") == Within(relative=1e-5)
+    assert _within("output", dtype="tf32") == Within(relative=1e-2)
+    assert _within("output", dtype="bf16") == _within("output", dtype="fp16") == Within(relative=2e-2)
 
 
 def test_the_largest_batch_is_exact_only_where_it_is_predicted() -> None:

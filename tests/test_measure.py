@@ -128,6 +128,11 @@ def test_a_misspelt_name_is_told_before_anything_is_measured() -> None:
     [
         ({"amp": True}, "--dtype bf16 or fp16"),
         ({"grad_checkpointing": True}, "--mode train"),
+        ({"mode": "train", "metrics": ("fingerprint",)}, "they go with --mode infer"),
+        ({"mode": "train", "metrics": ("throughput", "roofline")}, "they go with --mode infer"),
+        ({"compile": "inductor", "metrics": ("roofline",)}, "leave out --amp and --compile"),
+        ({"amp": True, "dtypes": ("bf16",), "metrics": ("roofline",)}, "leave out --amp and --compile"),
+        ({"batch_sizes": ("auto",), "metrics": ("fingerprint",)}, "A batch size of auto"),
         ({"where": "gpu"}, "no device 'gpu'"),
         ({"where": "cpu", "dtypes": ("fp32", "tf32")}, "TF32 is a way of CUDA devices"),
     ],
@@ -233,6 +238,49 @@ def test_counts_and_times_stand_in_one_row(factories: Callable[..., Ask]) -> Non
     assert row.status == "ok", row.note
     assert row.findings["flops"].macs == 2 * 96
     assert row.findings["throughput"].samples >= 6
+
+
+def test_a_roofline_has_its_times_and_peak_from_the_throughput_which_is_measured_once(
+    factories: Callable[..., Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def here(task: measure.Task) -> measure.Outcome:
+        steps.append(task.step)
+        return measure.run_task(task)
+
+    monkeypatch.setattr(measure, "_alone", here)
+    threads = torch.get_num_threads()
+    try:
+        (row,) = measure.measure(jobs(factories("good", metrics=("throughput", "roofline"))))
+    finally:
+        torch.set_num_threads(threads)
+    assert row.status == "ok", row.note
+    assert steps == ["time", "roofline"]
+    speed, found = row.findings["throughput"], row.findings["roofline"]
+    # 6 rows of 4 numbers in and out, weights of 4 x 4 and a bias.
+    assert found.traffic_bytes == 4 * (24 + 16 + 4 + 24)
+    assert found.intensity_flops_per_byte == pytest.approx(2 * 96 / found.traffic_bytes)
+    roof = min(speed.peak_flops_per_s, found.intensity_flops_per_byte * found.bandwidth_bytes_per_s)
+    assert found.roof_flops_per_s == pytest.approx(roof)
+    assert found.roof_share == pytest.approx(speed.achieved_flops_per_s / roof)
+    assert [name for name, *_ in found.blocks] == ["layer"]
+
+
+def test_a_model_that_cannot_run_has_no_roofline_and_one_reason(factories: Callable[..., Ask]) -> None:
+    (row,) = measure.measure(jobs(factories("Raising", metrics=("roofline",))))
+    assert row.status == "failed"
+    assert row.note.count("ZeroDivisionError") == 1
+    assert not row.findings
+
+
+def test_two_processes_find_the_same_fingerprint(factories: Callable[..., Ask]) -> None:
+    ask = factories("good", metrics=("fingerprint",), dtypes=("fp32", "bf16"))
+    first, second = ([row.findings["fingerprint"].output for row in measure.measure(jobs(ask))] for _ in range(2))
+    assert first == second
+    single, half = first
+    assert single != half
+    assert half == pytest.approx(single, abs=0.05)
 
 
 def about(_: int) -> tuple[bool, int, int]:

@@ -30,17 +30,23 @@ class Cost:
         macs: multiply-accumulates.
         activations: elements that counted operators wrote.
         uncounted: elements that operators without a count wrote.
+        calls: how often it was called.
+        traffic_bytes: what it read and wrote, each tensor once a call.
     """
 
     macs: int = 0
     activations: int = 0
     uncounted: int = 0
+    calls: int = 0
+    traffic_bytes: int = 0
 
     def add(self, other: Cost) -> None:
         """Adds another cost to this one."""
         self.macs += other.macs
         self.activations += other.activations
         self.uncounted += other.uncounted
+        self.calls += other.calls
+        self.traffic_bytes += other.traffic_bytes
 
 
 Tally = dict[tuple[str, str], Cost]
@@ -146,6 +152,8 @@ class _Counter(TorchDispatchMode):
             name, formula = kind
             path = self._names[self._running[-1]] if self._running else ""
             cost = self.tally.setdefault((path, name), Cost())
+            cost.calls += 1
+            cost.traffic_bytes += _traffic_bytes(name, args, kwargs, result)
             if formula is None:
                 cost.uncounted += _elements(result)
             else:
@@ -160,6 +168,26 @@ def _to_meta(tensor: Tensor) -> Tensor:
 
 def _elements(result: Any) -> int:
     return sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+
+
+# Their first argument is where the result goes: they do not read it.
+_OVERWRITE = {"copy_", "fill_", "zero_"}
+
+
+def _traffic_bytes(name: str, args: Any, kwargs: Any, result: Any) -> int:
+    """Gives the bytes of an operator's inputs and outputs, each once; of a tensor that is expanded, what lies in memory.
+
+    So an operator in place reads and writes its tensor, and one that picks from a table reads all of it.
+    """
+    read = args[1:] if name in _OVERWRITE else args
+    inputs = {id(leaf): leaf for leaf in tree_leaves((read, kwargs)) if isinstance(leaf, Tensor)}
+    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return sum(_held_bytes(tensor) for tensor in (*inputs.values(), *outputs))
+
+
+def _held_bytes(tensor: Tensor) -> int:
+    extents = (extent for extent, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not extent)
+    return math.prod(extents) * tensor.element_size()
 
 
 Formula = Callable[[Any, Any, Any], int]
@@ -235,8 +263,10 @@ def _products_written(name: str, args: Any, result: Any) -> int:
     return int(result.numel())
 
 
-# These write nothing that was computed: they name, allocate or hand on.
-_NOT_WORK = {"_unsafe_view", "empty", "empty_strided", "new_empty", "empty_like", "lift_fresh", "set_", "resize_"}
+# These write nothing that was computed: they name, allocate, hand on or choose.
+_NOT_WORK = {
+    "_unsafe_view", "empty", "empty_strided", "new_empty", "empty_like", "lift_fresh", "set_", "resize_", "_fused_sdp_choice",
+}  # fmt: skip
 
 _kinds: dict[Any, tuple[str, Formula | None] | None] = {}
 

@@ -27,6 +27,11 @@ def _peak(row: Mapping[str, Any]) -> Within:
     return Within(relative=0.01, absolute=2 * 2**20)
 
 
+def _rounding(row: Mapping[str, Any]) -> Within:
+    """Half precisions round more, in an order that depends on the machine; TF32 rounds what goes into a product."""
+    return Within(relative={"fp32": 1e-5, "tf32": 1e-2}.get(str(row.get("dtype")), 2e-2))
+
+
 def _if_measured(row: Mapping[str, Any]) -> Within:
     return Within(relative=0.02) if row.get("max_batch_method") == "measured" else Within()
 
@@ -67,6 +72,13 @@ class Flops:
         "Not counted", better="lower", meaning="elements written by operators that macs leaves out"
     )
     uncounted: Mapping[str, int] | None = column("Not counted, by operator", meaning="uncounted_elements, by operator")
+    operators: Mapping[str, int] | None = column(
+        "Operators", better="equal", meaning="how often each operator is called, counted in macs or not"
+    )
+    modules: list[list[Any]] | None = column(
+        "Modules",
+        meaning="path, params and macs of each module, two names of a path deep, in the order of the pass; they sum to the whole",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +184,47 @@ class Throughput:
     phases_ms: list[list[list[float]]] = column(
         "Phases",
         meaning="milliseconds of each part of a run, a list a process and part: the whole, or forward, backward, optimizer",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """Where a forward pass lies under what the machine can do at most; its speed and the products' peak are `Throughput`'s.
+
+    Source: Williams, Waterman and Patterson, Roofline: an insightful visual performance model (2009).
+    """
+
+    traffic_bytes: int = column(
+        "Traffic",
+        better="lower",
+        meaning="bytes that the operators of a pass read and write, each tensor once a call, as if nothing stayed in a cache",
+    )
+    intensity_flops_per_byte: float = column(
+        "FLOP/byte", meaning="flops of a pass over traffic_bytes: its place on the roofline"
+    )
+    bandwidth_bytes_per_s: float = column(
+        "Bandwidth", meaning="fastest copy, or sum in place, of two arrays of 256 MiB: bytes read and written"
+    )
+    roof_flops_per_s: float = column(
+        "Roof",
+        meaning="the lower of peak_flops_per_s and intensity_flops_per_byte x bandwidth_bytes_per_s",
+    )
+    roof_share: float = column("Of roof", meaning="achieved_flops_per_s over roof_flops_per_s")
+    blocks: list[list[Any]] = column(
+        "Blocks",
+        meaning="path, flops, bytes and median seconds of each module, two names of a path deep, in the order of the pass",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What a model computes, whatever the time it takes."""
+
+    output: tuple[float, ...] = column(
+        "Output",
+        better="equal",
+        within=_rounding,
+        meaning="16 projections of the output for weights and an input drawn from seed 0; their norm is about the output's",
     )
 
 
@@ -602,6 +655,8 @@ RECORDS: tuple[type[Any], ...] = (
     Beside,
     Check,
     Throughput,
+    Roofline,
+    Fingerprint,
     Predicted,
     Measured,
     Agreement,

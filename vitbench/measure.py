@@ -17,8 +17,8 @@ import torch
 
 from vitbench import bench, device, environment, timing, worker
 from vitbench.errors import BadInput, NotSupported, UnknownName, VitbenchError, one_line
-from vitbench.findings import Agreement, Beside, MaxBatch, Measured, Predicted, Throughput
-from vitbench.metrics import flops, max_batch, memory, throughput
+from vitbench.findings import Agreement, Beside, Fingerprint, MaxBatch, Measured, Predicted, Roofline, Throughput
+from vitbench.metrics import fingerprint, flops, max_batch, memory, roofline, throughput
 from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status, flatten
 from vitbench.units import memory as memory_text
 from vitbench.units import size as size_text
@@ -120,7 +120,11 @@ def jobs(ask: Ask) -> list[Job]:
         raise BadInput(f"TF32 is a way of CUDA devices to multiply; {where.type} has fp32, bf16 and fp16.")
     if ask.grad_checkpointing and ask.mode != "train":
         raise BadInput("Gradient checkpointing goes with --mode train.")
-    if AUTO in ask.batch_sizes and "throughput" not in ask.metrics:
+    if ask.mode == "train" and not {"roofline", "fingerprint"}.isdisjoint(ask.metrics):
+        raise BadInput("A roofline and a fingerprint are of a forward pass: they go with --mode infer.")
+    if "roofline" in ask.metrics and (ask.amp or ask.compile):
+        raise BadInput("A roofline is of the operators as the model calls them: leave out --amp and --compile.")
+    if AUTO in ask.batch_sizes and not _timed(ask.metrics):
         raise BadInput("A batch size of auto is looked for by the throughput: measure that too, or give numbers.")
     result: list[Job] = []
     settings = product(ask.models, ask.img_sizes, ask.dtypes, ask.batch_sizes, ask.threads)
@@ -178,6 +182,10 @@ def _where(ask: Ask) -> torch.device:
         raise
 
 
+def _timed(metrics: Sequence[str]) -> bool:
+    return any("time" in KINDS[metric].steps for metric in metrics)
+
+
 def _exact(metric: str, limit_bytes: int | None) -> bool:
     return KINDS[metric].exact or (metric == "max_batch" and limit_bytes is not None)
 
@@ -210,7 +218,7 @@ def rows(job: Job, run: Measure) -> Iterator[Row]:
             row = run(job)
             yield row
         return
-    while row.status == "out_of_memory" and "throughput" in job.metrics and job.setting.batch_size > 1:
+    while row.status == "out_of_memory" and _timed(job.metrics) and job.setting.batch_size > 1:
         job = job.at(job.setting.batch_size // 2)
         row = run(job)
         if row.status == "ok":
@@ -243,26 +251,26 @@ def measure_one(job: Job, *, isolated: bool = True) -> Row:
     status: Status = "ok"
     machine: Machine | None = None
     setting = job.setting
-    for metric in job.metrics:
-        for step in KINDS[metric].steps:
-            times = job.repeats if step == "time" else 1
-            outcomes: list[Outcome] = []
-            while len(outcomes) < times and (not outcomes or outcomes[-1].status == "ok"):
-                task = Task(job=job, step=step, first=not outcomes, found=found)
-                if step == "measure memory" and not isolated:
-                    # What this process has used before would hide what the pass needs.
-                    outcomes.append(Outcome(note="memory is measured only in a process of its own"))
-                else:
-                    outcomes.append(_alone(task) if isolated else run_task(task))
-            last = outcomes[-1]
-            setting, machine = last.setting or setting, machine or last.machine
-            notes += [one.note for one in outcomes if one.note]
-            if step == "time" and last.status == "ok":
-                runs = [one.found["run"] for one in outcomes]
-                found["throughput"] = throughput.summarise(runs, setting, macs=outcomes[0].found["macs"])
+    # Two metrics may need the same step.
+    for step in dict.fromkeys(step for metric in job.metrics for step in KINDS[metric].steps):
+        times = job.repeats if step == "time" else 1
+        outcomes: list[Outcome] = []
+        while len(outcomes) < times and (not outcomes or outcomes[-1].status == "ok"):
+            task = Task(job=job, step=step, first=not outcomes, found=found)
+            if step == "measure memory" and not isolated:
+                # What this process has used before would hide what the pass needs.
+                outcomes.append(Outcome(note="memory is measured only in a process of its own"))
             else:
-                found.update(last.found)
-            status = last.status if status == "ok" else status
+                outcomes.append(_alone(task) if isolated else run_task(task))
+        last = outcomes[-1]
+        setting, machine = last.setting or setting, machine or last.machine
+        notes += [one.note for one in outcomes if one.note]
+        if step == "time" and last.status == "ok":
+            runs = [one.found["run"] for one in outcomes]
+            found["throughput"] = throughput.summarise(runs, setting, macs=outcomes[0].found["macs"])
+        else:
+            found.update(last.found)
+        status = last.status if status == "ok" else status
     return replace(
         row, setting=setting, findings=found, machine=machine, status=status, note="; ".join(dict.fromkeys(notes))
     )
@@ -401,9 +409,35 @@ def _find_max_batch(task: Task) -> Outcome:
     return Outcome(setting=setting, found={"max_batch": found}, machine=machine)
 
 
+def _draw_roofline(task: Task) -> Outcome:
+    speed = task.found.get("throughput")
+    if speed is None:
+        return Outcome()  # why there is none, the row says already
+    setting, model = _built(task.job)
+    found = roofline.measure(
+        model,
+        setting,
+        pass_s=speed.latency_median_ms / 1e3,
+        peak_flops_per_s=speed.peak_flops_per_s,
+        rule=task.job.rule,
+    )
+    return Outcome(setting=setting, found={"roofline": found})
+
+
+def _take_fingerprint(task: Task) -> Outcome:
+    setting, _ = _planned(task.job)
+    where = torch.device(setting.device)
+    device.prepare(where, setting.dtype, setting.threads)
+    with _fresh_compiler_cache() if setting.compile else nullcontext():
+        found = fingerprint.measure(bench.planned(task.job.request).build, setting)
+    return Outcome(setting=setting, found={"fingerprint": found}, machine=device.machine(where))
+
+
 _STEPS: dict[str, Callable[[Task], Outcome]] = {
     "count": _count,
     "time": _time,
+    "roofline": _draw_roofline,
+    "fingerprint": _take_fingerprint,
     "predict memory": _predict_memory,
     "measure memory": _measure_memory,
     "max batch": _find_max_batch,
@@ -443,6 +477,8 @@ class Kind:
 KINDS = {
     "flops": Kind(steps=("count",), records=(flops.Flops, Beside), exact=True),
     "throughput": Kind(steps=("time",), records=(Throughput,)),
+    "roofline": Kind(steps=("time", "roofline"), records=(Throughput, Roofline)),
+    "fingerprint": Kind(steps=("fingerprint",), records=(Fingerprint,)),
     "memory": Kind(steps=("predict memory", "measure memory"), records=(Predicted, Measured, Agreement)),
     "memory_predicted": Kind(steps=("predict memory",), records=(Predicted,), exact=True),
     "max_batch": Kind(steps=("max batch",), records=(MaxBatch,)),

@@ -62,15 +62,16 @@ def phases(
 ) -> tuple[Phase, ...]:
     """Gives the parts of a pass, to be called in turn, again and again: a forward pass, or forward, backward and optimizer.
 
-    The loss is the mean of the squared outputs, of all of them where a model in training has several; the optimizer is AdamW,
-    unless another is given, with a loss scale for autocast to fp16, without which its gradients vanish.
+    A forward pass alone gives the model's output. The loss is the mean of the squared outputs, of all of them where a model in
+    training has several; the optimizer is AdamW, unless another is given, with a loss scale for autocast to fp16, without which
+    its gradients vanish.
     """
     autocast = _autocast(setting)
     if setting.mode == "infer":
 
-        def infer() -> None:
+        def infer() -> Any:
             with torch.inference_mode(), autocast():
-                model(inputs)
+                return model(inputs)
 
         return (infer,)
 

@@ -164,7 +164,7 @@ def sample(
     gc.collect()
     with without_garbage_collection():
         first_s = sum(clock.time(phases))
-        warmup, settled = _warm_up(phases, clock, rule)
+        warmup, settled = warm_up(phases, clock, rule)
         warm()
         runs: list[tuple[float, ...]] = []
         totals: list[float] = []
@@ -185,7 +185,8 @@ def sample(
     )
 
 
-def _warm_up(phases: Sequence[Phase], clock: Clock, rule: Rule) -> tuple[int, bool]:
+def warm_up(phases: Sequence[Phase], clock: Clock, rule: Rule) -> tuple[int, bool]:
+    """Runs a step until its times settle; gives how many runs that took, and whether they settled before the time was spent."""
     times: list[float] = []
     begin = clock.now()
     while clock.now() - begin < rule.warmup_s:

@@ -75,6 +75,22 @@ def test_json_has_the_samples_and_csv_does_not() -> None:
     assert "phases_ms" not in row
 
 
+def test_a_rooflines_blocks_are_in_json_and_drawn_from_it(tmp_path: Path) -> None:
+    arguments = ("roofline", "timed_for_tests:good", *QUICK)
+    done = run(*arguments, "-o", "roof.json")
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads((tmp_path / "roof.json").read_text())
+    # 6 rows of 4 numbers, 4 x 4 weights and a bias; 96 multiply-accumulates.
+    assert [block[:3] for block in row["blocks"]] == [["layer", 192, 4 * (24 + 16 + 4 + 24)]]
+    done = run("plot", "roofline", "roof.json", "-o", "roof.png")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
+    shown = run(*arguments)
+    assert all(word in shown.stdout for word in ("FLOP/byte", "Of roof", "of the time goes to blocks below"))
+    done = run(*arguments, "-f", "csv")
+    assert "blocks" not in done.stdout.splitlines()[0].split(",")
+
+
 def test_the_table_names_what_is_the_same_once_below() -> None:
     done = run("throughput", "timed_for_tests:good", *QUICK)
     assert done.exit_code == 0, done.stderr

@@ -56,6 +56,35 @@ def test_a_breakdown_by_operator_sums_to_the_whole() -> None:
     assert parts == {"mm": 72, "addmm": 24, "gelu": 0}
 
 
+def test_calls_and_modules_are_for_files() -> None:
+    """Two products with one shared weight, a GELU, a product with a bias; two names of a path are kept."""
+    found = vitbench.count_flops(Net(), (1, 2, 3))
+    assert found.operators == {"mm": 2, "addmm": 1, "gelu": 1}
+    assert found.modules == [
+        ["body.0", 36, 36],
+        ["body.1", 0, 0],
+        ["body.2", 0, 36],
+        ["head", 28, 24],
+        ["unused", 20, 0],
+    ]
+
+
+def test_modules_sum_to_the_whole() -> None:
+    found = vitbench.count_flops(vitbench.create_model("swin_t", device="meta"), (3, 224, 224))
+    assert found.modules is not None
+    assert sum(params for _, params, _ in found.modules) == found.params
+    assert sum(macs for *_, macs in found.modules) == found.macs
+    assert {path.count(".") for path, *_ in found.modules} == {0, 1}
+
+
+def test_the_second_counter_has_neither_calls_nor_modules() -> None:
+    from vitbench.metrics.flops import count_flops_with_fvcore
+
+    found = count_flops_with_fvcore(nn.Linear(3, 4), (1, 2, 3))
+    assert found.operators is None
+    assert found.modules is None
+
+
 def test_the_public_names_are_imported_only_when_used() -> None:
     assert set(vitbench.__all__) <= set(dir(vitbench))
     with pytest.raises(AttributeError, match="no attribute 'absent'"):

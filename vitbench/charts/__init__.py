@@ -5,4 +5,7 @@ from vitbench.registry import Entry, Shelf
 CHARTS = Shelf(
     "chart",
     Entry("scaling", "vitbench.charts.scaling", "speed and largest batch over the input's size: ViT's Fig. 12"),
+    Entry(
+        "roofline", "vitbench.charts.roofline", "achieved FLOP/s under what the machine can do: models, or one's blocks"
+    ),
 )

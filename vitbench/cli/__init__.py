@@ -55,6 +55,7 @@ app = typer.Typer(
 app.command("flops", rich_help_panel="Measure")(count.flops)
 app.command("verify", rich_help_panel="Measure")(count.verify)
 app.command("throughput", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.throughput)
+app.command("roofline", rich_help_panel="Measure")(measure.roofline)
 app.command("memory", rich_help_panel="Measure")(measure.memory)
 app.command("max-batch", rich_help_panel="Measure")(measure.max_batch)
 app.command("bench", rich_help_panel="Measure", cls=measure.CompileCommand)(measure.bench)

@@ -1,4 +1,4 @@
-"""`vitbench throughput`, `memory`, `max-batch` and `bench`: what can only be measured by running a model."""
+"""`vitbench throughput`, `roofline`, `memory`, `max-batch` and `bench`: what can only be measured by running a model."""
 
 from __future__ import annotations
 
@@ -188,6 +188,55 @@ def throughput(
         ),
         tables.throughput,
         isolated=not no_isolation,
+        format=format,
+        output=output,
+    )
+
+
+def roofline(
+    models: ModelsArgument = None,
+    family: FamilyOption = None,
+    all: AllOption = False,
+    timm: TimmOption = None,
+    img_size: SizesOption = None,
+    num_frames: FramesOption = None,
+    input: InputOption = None,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.fp32,
+    channels_last: ChannelsOption = False,
+    threads: ThreadsOption = None,
+    min_time: MinTimeOption = 3.0,
+    repeats: RepeatsOption = 1,
+    timeout: TimeoutOption = 600.0,
+    format: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Measure how near a forward pass, and each of its blocks, comes to what this machine can do at most.
+
+    Counted are FLOPs and the bytes that the operators read and write; measured are the pass, as by throughput, its blocks, the
+    fastest product of matrices and the bandwidth of the memory. JSON has the blocks; `vitbench plot roofline` draws them.
+    """
+    _run(
+        _Wanted(
+            models=(models, family, all, timm),
+            metrics=("roofline",),
+            img_size=img_size,
+            num_frames=num_frames,
+            input=input,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            mode=Mode.infer,
+            channels_last=channels_last,
+            grad_checkpointing=False,
+            threads=threads,
+            min_time=min_time,
+            repeats=repeats,
+            timeout=timeout,
+        ),
+        tables.roofline,
+        isolated=True,
         format=format,
         output=output,
     )

@@ -20,6 +20,31 @@ def throughput(rows: Sequence[Row]) -> Table:
     return _table(rows, _times())
 
 
+def roofline(rows: Sequence[Row]) -> Table:
+    """Shows rows of `vitbench roofline`; notes say how much of a model's time goes to blocks that memory limits."""
+    shown = [
+        Column(heading="Traffic", text=_bytes("traffic_bytes"), numeric=True),
+        Column(heading="FLOP/byte", text=lambda row: _rate(row.get("intensity_flops_per_byte")), numeric=True),
+        Column(heading="Median", text=_time("latency_median_ms"), numeric=True),
+        Column(heading="FLOP/s", text=_count("achieved_flops_per_s"), numeric=True),
+        Column(heading="Roof", text=_count("roof_flops_per_s"), numeric=True),
+        Column(heading="Of roof", text=_share("roof_share"), numeric=True),
+        Column(heading="Peak FLOP/s", text=_count("peak_flops_per_s"), numeric=True),
+        Column(heading="Bytes/s", text=_count("bandwidth_bytes_per_s"), numeric=True),
+        Column(heading="Doubts", text=lambda row: " ".join(row.get("warnings", ())), folds=True),
+    ]
+    notes = ["Roof: the lower of the peak and FLOP/byte x bytes/s. Traffic: as if nothing stayed in a cache."]
+    for row in rows:
+        found, speed = row.findings.get("roofline"), row.findings.get("throughput")
+        if found is not None and speed is not None:
+            ridge = speed.peak_flops_per_s / found.bandwidth_bytes_per_s
+            below = sum(seconds for _, flops, traffic, seconds in found.blocks if flops < ridge * traffic)
+            share = 100 * below / (sum(seconds for *_, seconds in found.blocks) or 1.0)
+            what = f"{share:.0f} % of the time goes to blocks below {ridge:.3g} FLOP/byte, where memory is the limit"
+            notes.append(f"{row.setting.model}: {what}.")
+    return _table(rows, shown, *notes)
+
+
 def memory(rows: Sequence[Row]) -> Table:
     """Shows rows of `vitbench memory`: each part predicted, and what was measured beside it."""
     parts = [("Weights", "weights"), ("Gradients", "gradients"), ("Optimizer", "optimizer")]
@@ -89,7 +114,7 @@ def _times() -> list[Column]:
         Column(heading="First call", text=_time("first_call_ms"), numeric=True),
         Column(heading="Compiling", text=_seconds, numeric=True),
         Column(heading="Samples", text=_number("samples"), numeric=True),
-        Column(heading="Of peak", text=_utilization, numeric=True),
+        Column(heading="Of peak", text=_share("utilization"), numeric=True),
         Column(heading="Doubts", text=lambda row: " ".join(row.get("warnings", ())), folds=True),
     ]
 
@@ -192,5 +217,5 @@ def _interval(row: Flat) -> str:
     return f"{milliseconds(row['latency_low_ms'])} to {milliseconds(row['latency_high_ms'])}"
 
 
-def _utilization(row: Flat) -> str:
-    return f"{row['utilization'] * 100:.1f} %" if row.get("utilization") is not None else ""
+def _share(name: str) -> Callable[[Flat], str]:
+    return lambda row: f"{row[name] * 100:.1f} %" if row.get(name) is not None else ""

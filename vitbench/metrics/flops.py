@@ -17,6 +17,8 @@ from vitbench.findings import Part
 
 FLOPS_PER_MAC = 2
 
+_MODULE_DEPTH = 2
+
 By = Literal["module", "operator"]
 
 
@@ -37,14 +39,8 @@ class Flops(findings.Flops):
         if by == "operator":
             costs = counting.by_operator(self.tally)
             return [self._part(name, cost, None) for name, cost in costs.items()]
-        costs = counting.by_module(self.tally, depth)
-        params: dict[str, int] = {}
-        for path, count in self.module_params.items():
-            short = counting.cut(path, depth)
-            params[short] = params.get(short, 0) + count
-        # Modules in the order in which data meets them; those that hold parameters and never ran come last.
-        names = dict.fromkeys([*costs, *params])
-        return [self._part(name, costs.get(name, counting.Cost()), params.get(name, 0)) for name in names]
+        modules = _by_module(self.tally, self.module_params, depth)
+        return [self._part(name, cost, params) for name, params, cost in modules]
 
     def _part(self, name: str, cost: counting.Cost, params: int | None) -> Part:
         return Part(
@@ -77,6 +73,8 @@ def count_flops(model: nn.Module, input_shape: Sequence[int], *, batch_size: int
     params = list(model.parameters())
     tally = counting.tally(model, input_shape, batch_size)
     total = counting.total(tally)
+    operators = counting.by_operator(tally)
+    module_params = _module_params(model)
     return Flops(
         params=sum(parameter.numel() for parameter in params),
         params_trainable=sum(parameter.numel() for parameter in params if parameter.requires_grad),
@@ -84,9 +82,11 @@ def count_flops(model: nn.Module, input_shape: Sequence[int], *, batch_size: int
         flops=FLOPS_PER_MAC * total.macs,
         activations=total.activations,
         uncounted_elements=total.uncounted,
-        uncounted={name: cost.uncounted for name, cost in counting.by_operator(tally).items() if cost.uncounted},
+        uncounted={name: cost.uncounted for name, cost in operators.items() if cost.uncounted},
+        operators={name: cost.calls for name, cost in operators.items()},
+        modules=[[name, params, cost.macs] for name, params, cost in _by_module(tally, module_params, _MODULE_DEPTH)],
         tally=tally,
-        module_params=_module_params(model),
+        module_params=module_params,
     )
 
 
@@ -97,7 +97,7 @@ def count_flops_with_fvcore(model: nn.Module, input_shape: Sequence[int], *, bat
     """Counts the same multiply-accumulates with the second, independent counter: fvcore, which traces the model.
 
     fvcore has no account of what it leaves out by elements, and of activations only one that a fused attention hides, so
-    these are None. Arguments and errors are as in `count_flops`.
+    these are None, and so are calls and modules. Arguments and errors are as in `count_flops`.
     """
     from vitbench import tracing
 
@@ -111,7 +111,22 @@ def count_flops_with_fvcore(model: nn.Module, input_shape: Sequence[int], *, bat
         activations=None,
         uncounted_elements=None,
         uncounted=None,
+        operators=None,
+        modules=None,
     )
+
+
+def _by_module(
+    tally: counting.Tally, module_params: Mapping[str, int], depth: int | None
+) -> list[tuple[str, int, counting.Cost]]:
+    """Gives path, parameters and cost of each module, in the order in which data meets them; those that never ran come last."""
+    costs = counting.by_module(tally, depth)
+    params: dict[str, int] = {}
+    for path, count in module_params.items():
+        short = counting.cut(path, depth)
+        params[short] = params.get(short, 0) + count
+    names = dict.fromkeys([*costs, *params])
+    return [(name, params.get(name, 0), costs.get(name, counting.Cost())) for name in names]
 
 
 def _module_params(model: nn.Module) -> dict[str, int]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from vitbench import device, passes, statistics, timing
+from vitbench import device, passes, peaks, statistics, timing
 from vitbench.environment import cores
 from vitbench.findings import Throughput
 from vitbench.records import RunSetting
@@ -71,7 +70,7 @@ def measure(
     where = torch.device(setting.device)
     clock = clock or timing.clock_of(where)
     # Before the model takes its memory.
-    peak = matrix_peak(where, passes.DTYPES[setting.dtype], clock)
+    peak = peaks.matrix_flops_per_s(where, passes.DTYPES[setting.dtype], clock)
     phases = passes.phases(passes.laid_out(model, setting), passes.example(setting), setting)
     watch = device.Watch(where)
     samples = timing.sample(phases, clock, rule, warm=watch.start)
@@ -83,28 +82,6 @@ def measure(
         throttled=watch.throttled,
         shared=watch.shared,
     )
-
-
-def matrix_peak(where: torch.device, dtype: torch.dtype, clock: timing.Clock) -> float:
-    """Gives the FLOP/s of the fastest of some products of two square matrices.
-
-    They double in size, from 256 rows to 8192 at most, until a third of a second is spent: some processors take a minute for a
-    product of a dtype that they do not have.
-    """
-    rows, fastest, begin = 256, 0.0, clock.now()
-    while True:
-        left, right = torch.randn((2, rows, rows), device=where).to(dtype)
-        seconds = min(sum(clock.time([functools.partial(torch.mm, left, right)])) for _ in range(4))
-        fastest = max(fastest, 2 * rows**3 / seconds)
-        spent = clock.now() - begin
-        # Other work can hold up all of the small products; they say little about the peak.
-        if rows == 8192 or spent > (0.3 if rows >= 1024 else 1.0):
-            break
-        rows *= 2
-    if where.type != "cpu":
-        del left, right
-        torch.accelerator.empty_cache()
-    return fastest
 
 
 def summarise(runs: Sequence[Run], setting: RunSetting, *, macs: int | None) -> Throughput:
