@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import pytest
 
-from vitbench import published
+from vitbench import catalog, published
 from vitbench.published import Figure
 
 FIGURES = published.figures()
@@ -163,3 +163,71 @@ def test_beside_gives_relative_differences_and_the_reason() -> None:
     assert "ViT-L/32" in found.published_reason
     nothing = published.beside(("vit_l16",), ("2010.11929",), (3, 9, 9), params=1, macs=1)
     assert nothing.published_params is nothing.macs_difference is None
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "top1", "source"),
+    [
+        # The model's own paper, though torchvision and mmpretrain come first in the file.
+        ("deit_s16", 224, "79.8", "2012.12877"),
+        # Trained on ImageNet-1k alone before the paper's own, which is of JFT-300M at 384 px.
+        ("vit_l32", 224, "76.972", "torchvision"),
+        # Only with more data.
+        ("vit_ti16", 224, "73.75", "2106.10270"),
+        ("swin_b", 384, "84.5", "2103.14030"),
+        # At 224 px there is only a figure of fine-tuning at 384 px.
+        ("r50_vit_b16", 224, None, ""),
+        # Of CIFAR-10, of Flowers-102, of Kinetics-400.
+        ("cct_2_3x2_32", 32, None, ""),
+        ("cct_7_7x2_224", 224, None, ""),
+        ("vivit_l_16x2_fe", 224, None, ""),
+    ],
+)
+def test_the_top1_of_imagenet_that_stands_for_a_model(model: str, size: int, top1: str | None, source: str) -> None:
+    variant = catalog.VARIANTS[model]
+    shape = (*variant.input_shape[:-2], size, size)
+    found = published.imagenet_top1(variant.published_ids, variant.paper.cited_as, shape)
+    assert (found.top1 if found else None) == top1
+    assert found is None or source in found.source
+
+
+def test_no_top1_of_another_data_set_or_size_is_taken_for_imagenets() -> None:
+    taken = [figure for figure in FIGURES if figure.has_imagenet_top1()]
+    assert {figure.data for figure in taken} == {
+        "IN-1k",
+        "IN-1k 90 ep",
+        "IN-1k SimMIM",
+        "IN-1k (V2 weights; V1 76.130)",
+        "IN-1k (V2 weights; V1 77.374)",
+        "IN-1k (V2 weights; V1 78.312)",
+        "IN-21k -> IN-1k",
+        "IN-21k/22k -> IN-1k",
+        "IN-21k 300 ep -> IN-1k",
+        "IN-22k @192 -> IN-1k",
+        "IN-22K-ext-70M",
+        "JFT-300M",
+        "JFT-3B",
+        "JFT-300M -> IN-1k",
+        "JFT-300M unlabeled + IN-1k",
+        "IG-3.6B hashtags -> IN-1k",
+        "distilled",
+    }
+    # Noisy Student is trained on JFT's images too, whatever a converted checkpoint's table says.
+    assert all(figure.more_data for figure in taken if figure.variant.startswith("efficientnet_l2"))
+
+
+def test_pretraining_compute_is_that_of_table_6() -> None:
+    found = {
+        (figure.paper_name, figure.data[:14]): figure.pretrain_exaflops
+        for figure in FIGURES
+        if figure.pretrain_exaflops
+    }
+    assert len(found) == 18
+    assert found["ViT-H/14", "JFT-300M 14 ep"] == 4262
+    # The figure itself is derived from it: 2 x MACs x 3 x epochs x 303 million images.
+    assert all(
+        figure.pretrain_exaflops == pytest.approx(float(figure.flops_G) * 3 * epochs * 303e6 / 1e9, rel=0.01)
+        for figure in FIGURES
+        if figure.pretrain_exaflops
+        for epochs in [14 if "14 ep" in figure.data else 7]
+    )

@@ -159,3 +159,18 @@ def test_a_cell_may_hold_the_numbers_of_a_large_tile(tmp_path: Path) -> None:
     results.write(path, f"layer,values\nblocks.0,{tile}\n")
     assert results.read(path) == [{"layer": "blocks.0", "values": tile}]
     assert csv.field_size_limit() == limit <= len(tile)
+
+
+def test_of_a_folder_each_result_is_found_once_in_its_fullest_form(tmp_path: Path) -> None:
+    for name in ("a/results.csv", "a/results.jsonl", "b.csv", "b.json", "c.csv", "notes.md", ".half.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = [str(path.relative_to(tmp_path)) for path in results.found(tmp_path)]
+    assert found == ["a/results.jsonl", "b.json", "c.csv"]
+    assert results.found(tmp_path / "c.csv") == [tmp_path / "c.csv"]
+    assert results.found(tmp_path / "absent.csv") == [tmp_path / "absent.csv"]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the folder has no file whose name ends in .csv, .json, .jsonl"):
+        results.found(tmp_path)

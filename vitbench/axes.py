@@ -21,6 +21,7 @@ from vitbench.units import count
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_SIGNS_AN_INCH = 16
 _BINARY = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 
 _WORDS = {
@@ -133,7 +134,7 @@ def set_scale(ax: Axes, which: Literal["x", "y"], scale: Scale, values: Sequence
         chosen = [value * unit for value in places.tick_values((low - room) / unit, (high + room) / unit)]
         axis.set_major_locator(FixedLocator([value for value in chosen if low - room <= value <= high + room]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: scale.text(value / unit)))
-    (ax.set_xlabel if which == "x" else ax.set_ylabel)(scale.label, parse_math=False)
+    (ax.set_xlabel if which == "x" else ax.set_ylabel)(wrapped(scale.label, 50), parse_math=False)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -205,14 +206,21 @@ def legend(figure: Figure, entries: Sequence[tuple[str, Line2D | None]]) -> Lege
 
 def caption(figure: Figure, text: str, width_in: float) -> Text:
     """Puts sentences below the axes of a figure of that width, in small."""
-    return figure.supxlabel(
-        wrapped(text, columns(width_in)), x=0.01, ha="left", fontsize=SMALL, color=GREY, parse_math=False
-    )
+    note = figure.supxlabel("", x=0.01, ha="left", fontsize=SMALL, color=GREY, parse_math=False)
+    fill(note, text, width_in)
+    return note
 
 
-def columns(width_in: float) -> int:
-    """Gives the signs that a line of a caption has room for."""
-    return int(width_in * 16)
+def fill(note: Text, text: str, width_in: float) -> None:
+    """Sets a caption anew, in lines that fit a figure of that width."""
+    figure = note.get_figure(root=True)
+    assert figure is not None
+    signs = int(width_in * _SIGNS_AN_INCH)
+    note.set_text(wrapped(text, signs))
+    excess = note.get_window_extent().width / figure.dpi / (width_in - 0.2)
+    if excess > 1:
+        # Names may be of wider signs than prose.
+        note.set_text(wrapped(text, int(signs / excess)))
 
 
 def height_in(figure: Figure, drawn: Text | Legend) -> float:

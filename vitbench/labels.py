@@ -99,10 +99,10 @@ def place(ax: Axes, dots: Sequence[Dot], *, rules: Sequence[tuple[float, float]]
         x_pt, y_pt = (found - centre) / pixels
         note.set_position((float(x_pt), float(y_pt)))
         boxes = np.vstack([boxes, np.hstack([found - half, found + half])])
-        start, end = _leader(centre, radius, found, half)
-        if math.dist(start, end) > _LED_FROM_PT * pixels:
-            leaders = np.vstack([leaders, np.hstack([start, end])])
-            ends: Array = np.asarray(ax.transData.inverted().transform([start, end]))
+        lead = _leaders(centre, radius, boxes[-1:])
+        if math.dist(lead[0, :2], lead[0, 2:]) > _LED_FROM_PT * pixels:
+            leaders = np.vstack([leaders, lead])
+            ends: Array = np.asarray(ax.transData.inverted().transform(lead.reshape(2, 2)))
             ax.add_line(Line2D(ends[:, 0], ends[:, 1], color=GREY, linewidth=0.5, zorder=5))
     return without
 
@@ -124,18 +124,27 @@ class _Free:
         First of places off the ruled lines whose leaders pass no other dot, then also of those on the lines, then of all.
         """
         ways = self._ways(centre)
-        off_rules = np.vstack([self.leaders, self.ruled])
-        for lines, dots in ((off_rules, True), (self.leaders, True), (self.leaders, False)):
-            for distance in _DISTANCES_PT:
-                for way in ways:
-                    # Along this way the label's box begins where its border meets it.
-                    to_border = min(
-                        (size / abs(part) for size, part in zip(half, way, strict=True) if abs(part) > 1e-9),
-                        default=0.0,
-                    )
-                    middle: Array = centre + way * (radius + distance * pixels + to_border)
-                    if self._is_free(middle, half, centre, radius, lines, dots):
-                        return middle
+        # Along each way the label's box begins where its border meets it.
+        to_border = (half / np.maximum(np.abs(ways), 1e-9)).min(axis=1)
+        steps = radius + np.array(_DISTANCES_PT)[:, None] * pixels + to_border
+        middles: Array = centre + (steps[..., None] * ways).reshape(-1, 2)
+        boxes: Array = np.hstack([middles - half, middles + half])
+        leads = _leaders(centre, radius, boxes)
+        free = (boxes[:, :2] >= self.frame[:2]).all(axis=1) & (boxes[:, 2:] <= self.frame[2:]).all(axis=1)
+        starts, ends = (
+            np.maximum(boxes[:, None, :2], self.boxes[:, :2]),
+            np.minimum(boxes[:, None, 2:], self.boxes[:, 2:]),
+        )
+        free &= np.all(np.any(starts >= ends, axis=2), axis=1)
+        nearest = np.clip(self.centres, boxes[:, None, :2], boxes[:, None, 2:])
+        free &= (_lengths(self.centres - nearest) >= self.radii).all(axis=1)
+        # A leader through another label, or through another leader, would be taken for its.
+        free &= ~_meet(self.leaders, boxes).any(axis=0) & ~_meet(leads, self.boxes).any(axis=1)
+        free &= ~_cross(leads, self.leaders).any(axis=1)
+        off_rules = ~_meet(self.ruled, boxes).any(axis=0)
+        for wanted in (free & off_rules & self._passes_none(centre, radius, leads), free & off_rules, free):
+            if wanted.any():
+                return np.asarray(middles[int(wanted.argmax())])
         return None
 
     def _ways(self, centre: Array) -> Array:
@@ -143,62 +152,53 @@ class _Free:
         angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
         ways: Array = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         apart = centre - self.centres
-        distances = np.hypot(*apart.T)
+        distances = _lengths(apart)
         near = (distances > 0) & (distances < _CROWDS_PX)
         away = (apart[near] / distances[near, None] ** 2).sum(axis=0)
         # Rounded, so that of two equal ways the first is taken on every machine: alone, the one to the right.
         return ways[np.argsort(-np.round(ways @ away, 9), kind="stable")]
 
-    def _is_free(self, middle: Array, half: Array, centre: Array, radius: float, lines: Array, dots: bool) -> bool:
-        box: Array = np.hstack([middle - half, middle + half])
-        if (box[:2] < self.frame[:2]).any() or (box[2:] > self.frame[2:]).any():
-            return False
-        if ((box[:2] < self.boxes[:, 2:]) & (box[2:] > self.boxes[:, :2])).all(axis=1).any():
-            return False
-        nearest = np.clip(self.centres, box[:2], box[2:])
-        if (np.hypot(*(self.centres - nearest).T) < self.radii).any():
-            return False
-        if _crosses(lines, box[None]).any():
-            return False
-        start, end = _leader(centre, radius, middle, half)
-        own: Array = np.hstack([start, end])[None]
-        if dots:
-            along = end - start
-            part = np.clip((self.centres - start) @ along / max(float(along @ along), 1e-9), 0, 1)
-            passed = np.hypot(*(self.centres - start - part[:, None] * along).T) < self.radii
-            # One that lies on this dot is passed anyhow.
-            if (passed & (np.hypot(*(self.centres - centre).T) > radius)).any():
-                return False
-        # A leader through another label, or through another leader, would be taken for its.
-        return not _crosses(own, self.boxes).any() and not _cross(own, self.leaders).any()
+    def _passes_none(self, centre: Array, radius: float, leads: Array) -> NDArray[np.bool_]:
+        """Tells which leaders pass no dot but their own, and those that lie on it, which are passed anyhow."""
+        others = _lengths(self.centres - centre) > radius
+        start, along = leads[:, None, :2], leads[:, None, 2:] - leads[:, None, :2]
+        part = ((self.centres - start) * along).sum(axis=2) / np.maximum((along**2).sum(axis=2), 1e-9)
+        nearest = start + np.clip(part, 0, 1)[..., None] * along
+        return np.asarray(((_lengths(self.centres - nearest) >= self.radii) | ~others).all(axis=1))
 
 
-def _leader(centre: Array, radius: float, middle: Array, half: Array) -> tuple[Array, Array]:
-    """Gives the line from a point's rim to the nearest place on a label's box."""
-    end: Array = np.clip(centre, middle - half, middle + half)
-    length = math.dist(centre, end)
-    start: Array = centre + (end - centre) * (min(1.0, radius / length) if length else 0.0)
-    return start, end
+def _lengths(vectors: Array) -> Array:
+    return np.asarray(np.hypot(vectors[..., 0], vectors[..., 1]))
 
 
-def _crosses(lines: Array, boxes: Array) -> NDArray[np.bool_]:
-    """Tells which pairs of a line and a box meet: clipped to the box, something of the line is left (Liang and Barsky)."""
+def _leaders(centre: Array, radius: float, boxes: Array) -> Array:
+    """Gives the line from a dot's rim to the nearest place on each box."""
+    ends = np.clip(centre, boxes[:, :2], boxes[:, 2:])
+    part = np.minimum(1, radius / np.maximum(_lengths(ends - centre), 1e-9))
+    return np.hstack([centre + (ends - centre) * part[:, None], ends])
+
+
+def _meet(lines: Array, boxes: Array) -> NDArray[np.bool_]:
+    """Tells which lines (first axis) and boxes meet: clipped to the box, some of the line is left (Liang and Barsky)."""
     start, along = lines[:, None, :2], lines[:, None, 2:] - lines[:, None, :2]
     # Never zero, so that a line along an axis needs no case of its own.
     along = np.where(np.abs(along) < 1e-9, 1e-9, along)
-    first, second = (boxes[None, :, :2] - start) / along, (boxes[None, :, 2:] - start) / along
+    first, second = (boxes[:, :2] - start) / along, (boxes[:, 2:] - start) / along
     enters = np.maximum(np.minimum(first, second).max(axis=2), 0)
     leaves = np.minimum(np.maximum(first, second).min(axis=2), 1)
     return np.asarray(enters < leaves)
 
 
-def _cross(one: Array, others: Array) -> NDArray[np.bool_]:
-    """Tells which of the other lines cross one: the ends of either lie on two sides of the other."""
+def _cross(some: Array, others: Array) -> NDArray[np.bool_]:
+    """Tells which lines (first axis) cross which others: the ends of either lie on two sides of the other."""
 
-    def side(line: Array, x: Array, y: Array) -> Array:
-        found: Array = (line[:, 2] - line[:, 0]) * (y - line[:, 1]) - (line[:, 3] - line[:, 1]) * (x - line[:, 0])
-        return found
+    def sides(lines: Array, ends: Array) -> Array:
+        start, along = lines[..., :2], lines[..., 2:] - lines[..., :2]
+        return np.asarray(
+            along[..., 0] * (ends[..., 1] - start[..., 1]) - along[..., 1] * (ends[..., 0] - start[..., 0])
+        )
 
-    apart = side(one, others[:, 0], others[:, 1]) * side(one, others[:, 2], others[:, 3]) < 0
-    parted = side(others, one[:, 0], one[:, 1]) * side(others, one[:, 2], one[:, 3]) < 0
+    one, other = some[:, None], others[None]
+    apart = sides(one, other[..., :2]) * sides(one, other[..., 2:]) < 0
+    parted = sides(other, one[..., :2]) * sides(other, one[..., 2:]) < 0
     return np.asarray(apart & parted)

@@ -16,6 +16,8 @@ from typing import Any
 
 from vitbench.errors import BadInput, CannotWrite
 
+# By what they hold: JSON keeps the samples, and a sweep writes its lines first.
+_FULLEST = (".jsonl", ".json", ".csv")
 # As long as a C long holds everywhere.
 _LONGEST_CELL = 2**31 - 1
 
@@ -106,6 +108,30 @@ def drop_torn_line(path: Path) -> None:
                 file.truncate(kept)
     except OSError as error:
         raise CannotWrite(f"Cannot go on with {path}: {error.strerror}.") from error
+
+
+def found(path: Path) -> list[Path]:
+    """Gives the result files of a path: itself, or all of a folder and the folders in it, by name.
+
+    Of files that differ only in their ending, as a sweep's results.jsonl and results.csv, the one that holds most.
+
+    Raises:
+        BadInput: the folder has none, or cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    best: dict[Path, Path] = {}
+    try:
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in _FULLEST and file.is_file() and not file.name.startswith("."):
+                other = best.setdefault(file.with_suffix(""), file)
+                if _FULLEST.index(file.suffix.lower()) < _FULLEST.index(other.suffix.lower()):
+                    best[file.with_suffix("")] = file
+    except OSError as error:
+        raise BadInput(f"Cannot read the folder {path}: {error.strerror}.") from error
+    if not best:
+        raise BadInput(f"Cannot read {path}: the folder has no file whose name ends in {', '.join(_READERS)}.")
+    return list(best.values())
 
 
 def read(path: Path) -> list[Line]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vitbench import results
+from vitbench import catalog, published, results
 from vitbench.errors import UnknownName
 from vitbench.pictures import plain
 from vitbench.units import memory, size
@@ -117,8 +117,46 @@ def _unknown(condition: str) -> set[str]:
     return set() if condition in ("amp", "compile", "channels_last", "grad_checkpointing") else {""}
 
 
+def completed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[results.Line, published.Figure | None]]:
+    """Gives the rows with what is known of their models besides, and the figure that `top1` is from, where it is published.
+
+    `family` is the catalog's, `top1` the papers', and counts of a forward pass are those of other rows of the same model,
+    input and batch, if they agree. What a row says itself stays.
+    """
+    counts: dict[tuple[Any, ...], set[Any]] = {}
+    for row in rows:
+        for column in _COUNTS:
+            if row.get(column) not in (None, ""):
+                counts.setdefault((column, *_pass(row, column)), set()).add(results.number(row, column))
+    found: list[tuple[results.Line, published.Figure | None]] = []
+    for row in rows:
+        line = results.Line(getattr(row, "where", "A row"), row)
+        for column in _COUNTS:
+            others = counts.get((column, *_pass(row, column)), set())
+            if row.get(column) in (None, "") and len(others) == 1:
+                line[column] = next(iter(others))
+        variant = catalog.VARIANTS.get(results.text(row, "model"))
+        figure = None
+        if variant is not None and row.get("top1") in (None, ""):
+            shape = _input(row) or variant.input_shape
+            figure = published.imagenet_top1(variant.published_ids, variant.paper.cited_as, shape)
+        line["family"] = row.get("family") or (variant.family if variant else None)
+        line["top1"] = float(figure.top1) if figure else row.get("top1")
+        found.append((line, figure))
+    return found
+
+
+# What one forward pass costs does not depend on where it ran.
+_COUNTS = ("params", "params_trainable", "macs", "flops", "activations")
+
+
 def _input(row: Mapping[str, Any]) -> tuple[int, ...]:
     return results.extents(row, "input_shape") if results.text(row, "input_shape") else ()
+
+
+def _pass(row: Mapping[str, Any], column: str) -> tuple[Any, ...]:
+    batch = None if column.startswith("params") else results.number(row, "batch_size")
+    return results.text(row, "model"), _input(row), batch
 
 
 def _threads(row: Mapping[str, Any]) -> str:

@@ -194,6 +194,35 @@ def test_a_setting_that_differs_in_one_half_is_said_in_the_other() -> None:
     assert list(drawn(figure.axes[1])) == ["a, fp32"]
 
 
+def test_over_the_batch_a_size_makes_a_line_of_its_own() -> None:
+    rows = [
+        speed("a", 64, 1, 10.0),
+        speed("a", 64, 8, 40.0),
+        speed("a", 128, 8, 12.0),
+        speed("a", 128, 8, 11.0),
+        speed("b", 64, 8, 7.0),
+        largest("b", 64, 100),
+    ]
+    figure = scaling.plot(rows, x="batch_size")
+    (ax,) = figure.axes
+    assert drawn(ax) == {"a, 3x64x64": [(1, 10.0), (8, 40.0)], "a, 3x128x128": [(8, 12.0)], "b": [(8, 7.0)]}
+    assert (ax.get_xlabel(), ticks(ax)) == ("Batch size", ["1", "8"])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert "the fastest of the rows at that batch" in words(figure)
+    assert "Left out: 1 row of the largest batch" in words(figure)
+
+
+@pytest.mark.parametrize("batch", [None, 0, "1.5"])
+def test_over_the_batch_a_row_needs_one(batch: Any) -> None:
+    with pytest.raises(BadInput, match="batch_size.*whole number above zero"):
+        scaling.plot([speed("a", 64, 1, 10.0) | {"batch_size": batch}], x="batch_size")
+
+
+def test_other_columns_are_no_scale() -> None:
+    with pytest.raises(BadInput, match="over input_shape or batch_size, not 'threads'"):
+        scaling.plot([speed("a", 64, 1, 10.0)], x="threads")
+
+
 def test_failed_rows_are_left_out_and_counted() -> None:
     figure = scaling.plot(
         [
@@ -282,19 +311,6 @@ def test_convolutional_networks_are_dashed_among_others() -> None:
     alone = scaling.plot([speed("bit_r50x1", 64, 1, 1.0)])
     assert [line.get_linestyle() for line in alone.axes[0].get_lines()] == ["-"]
     assert set(catalog.families()) >= scaling.CONVOLUTIONAL
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (3.0, 3.0, [1, 2, 5]),
-        (1.0, 1.0, [0.5, 1, 2]),
-        (64.0, 99.0, [50, 100, 200]),
-        (0.03, 8.0, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]),
-    ],
-)
-def test_ticks_are_round_and_leave_room(low: float, high: float, expected: list[float]) -> None:
-    assert scaling.ticks(low, high) == pytest.approx(expected)
 
 
 def test_many_decades_have_a_number_each() -> None:

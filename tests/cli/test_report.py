@@ -109,4 +109,35 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(speed: Path, tmp_path:
 
 def test_the_output_and_a_file_are_asked_for(speed: Path, tmp_path: Path) -> None:
     assert "--output" in plot("scaling", speed).stderr
-    assert "FILE" in plot("scaling", "-o", tmp_path / "x.png").stderr
+    assert "needs RESULTS" in plot("scaling", "-o", tmp_path / "x.png").stderr
+
+
+def test_a_folder_is_drawn_and_the_front_is_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    rows = [{"model": "deit_ti16", "macs": 1e9, "status": "ok"}, {"model": "swin_t", "macs": 4e9, "status": "ok"}]
+    (folder / "results.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    # The same rows without samples; were it read too, it would fail.
+    (folder / "results.csv").write_text("model,macs\nx,many\n")
+    done = plot("tradeoff", folder, "-o", tmp_path / "x.png", "--color", "model", "--size", "macs")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    assert "Pareto front" in done.stderr
+    assert "Swin paper (arXiv 2103.14030) Table 1" in done.stderr
+
+
+def test_the_papers_figure_5_needs_no_results(tmp_path: Path) -> None:
+    done = plot("fig5", "--output", tmp_path / "fig5.png")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "fig5.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("chart", "option"),
+    [("scaling", "--y"), ("latency", "--x"), ("memory", "--size"), ("fig5", "--color")],
+)
+def test_an_option_that_a_chart_does_not_take_is_refused(chart: str, option: str, speed: Path, tmp_path: Path) -> None:
+    done = plot(chart, speed, option, "macs", "-o", tmp_path / "x.png")
+    assert done.exit_code == 2
+    assert f"The chart {chart} takes no {option}: leave it out." in done.stderr
+    assert not (tmp_path / "x.png").exists()

@@ -1,7 +1,7 @@
-"""Speed and largest batch over the size of the input, a line a model.
+"""Speed and largest batch over the size of the input, or speed over the batch, a line a model.
 
 Source: ViT (arXiv 2010.11929), Fig. 12. Left: images a second, each point the best of the batch sizes measured. Right: the
-largest batch that fits.
+largest batch that fits. Over the batch, which the paper does not draw, a size of the input makes a line of its own.
 """
 
 from __future__ import annotations
@@ -14,47 +14,25 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from vitbench import catalog, results
+from vitbench.axes import MARKERS, canvas, caption, height_in, legend, ticks
 from vitbench.errors import BadInput
 from vitbench.pictures import COLORS, GREY, SMALL, plain, wrapped
-from vitbench.units import memory, size
+from vitbench.rows import CONDITIONS, counted, with_result
+from vitbench.units import size
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _FILLS = ("full", "none", "left")
 _MOST_LINES = len(COLORS) * len(_FILLS)
 
 CONVOLUTIONAL = {"bit", "resnet", "regnet", "efficientnet"}
 
-_DRAWN = {"", "ok", "lowered"}
-"""The statuses of rows with a result; a row that somebody wrote by hand may have none."""
-
 _HARD_SPACE = "\N{NO-BREAK SPACE}"
 _PANEL_WIDTH_IN = 4.4
 _HEIGHT_IN = 4.2
-
-_CONDITIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "machine": lambda row: results.text(row, "environment_device_name"),
-    "device": lambda row: results.text(row, "device"),
-    "dtype": lambda row: results.text(row, "dtype"),
-    "amp": lambda row: "AMP" if results.flag(row, "amp") else "",
-    "mode": lambda row: {"infer": "inference", "train": "training"}.get(mode := results.text(row, "mode"), mode),
-    "compile": lambda row: f"compiled by {found}" if (found := results.text(row, "compile")) else "",
-    "channels_last": lambda row: "channels-last" if results.flag(row, "channels_last") else "",
-    "grad_checkpointing": lambda row: "gradient checkpointing" if results.flag(row, "grad_checkpointing") else "",
-    "threads": lambda row: _threads(row),
-    "torch": lambda row: f"torch {found}" if (found := results.text(row, "environment_torch")) else "",
-    "method": lambda row: results.text(row, "max_batch_method"),
-    "limit": lambda row: (
-        f"{memory(found)} of memory" if (found := results.number(row, "limit_bytes")) is not None else ""
-    ),
-}
-"""What may differ between rows besides the model and its input, in words; empty where it is not known, or is not so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +41,13 @@ class Panel:
 
     column: str
     title: str
+    over: str
     y_label: str
     rows: Sequence[Mapping[str, Any]]
 
     def texts(self, condition: str) -> set[str]:
         """Gives the words in which the rows state a condition."""
-        return {_CONDITIONS[condition](row) for row in self.rows}
+        return {CONDITIONS[condition](row) for row in self.rows}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,35 +55,40 @@ class Point:
     """One value of one line.
 
     Attributes:
-        extents: height and width.
+        extents: what x stands for: height and width of the input, or the batch alone.
         value: inputs a second, or a batch.
         low, high: the ends of its 95 % interval, if it has one.
     """
 
-    extents: tuple[int, int]
+    extents: tuple[int, ...]
     value: float
     low: float | None = None
     high: float | None = None
 
     @property
-    def side_px(self) -> float:
-        """The side of the square of that area."""
-        return math.sqrt(self.extents[0] * self.extents[1])
+    def x(self) -> float:
+        """The side of the square of that area, or the batch."""
+        return float(math.prod(self.extents) ** (1 / len(self.extents)))
 
 
-def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def plot(rows: Sequence[Mapping[str, Any]], *, x: str = "input_shape") -> Figure:
     """Draws the rows of `vitbench throughput` on the left and those of `vitbench max-batch` on the right, or the one there is.
 
     Args:
-        rows: flat, as `results.read` gives them. Of a line's rows at one size, that with the highest value is drawn.
+        rows: flat, as `results.read` gives them. Of a line's rows at one place, that with the highest value is drawn.
+        x: input_shape, or batch_size, over which there is no largest batch to draw.
 
     Raises:
         BadInput: no row holds a throughput or a largest batch, or a cell cannot be read, or there are too many lines.
     """
-    panels, left_out = _panels(rows)
-    spoken = [condition for condition in _CONDITIONS if _differs(condition, panels)]
-    label_of = _labeller(panels, spoken)
-    lines = [_lines(panel, label_of) for panel in panels]
+    if x not in ("input_shape", "batch_size"):
+        raise BadInput(
+            f"The chart scaling is drawn over input_shape or batch_size, not {x!r}: give one of them as --x."
+        )
+    panels, left_out = _panels(rows, x)
+    spoken = [condition for condition in CONDITIONS if _differs(condition, panels)]
+    label_of = _labeller(panels, spoken, x)
+    lines = [_lines(panel, label_of, x) for panel in panels]
     labels = tuple(dict.fromkeys(label for found in lines for label in found))
     if len(labels) > _MOST_LINES:
         raise BadInput(
@@ -114,19 +98,17 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     styles = _styles(labels, models)
 
     # Wide and high for now; what stands beside and below the panels is measured, then the figure is cut to fit.
-    figure = Figure(
-        figsize=(_PANEL_WIDTH_IN * len(panels) + 8, _HEIGHT_IN + 8),
-        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04),
-    )
+    figure = canvas(_PANEL_WIDTH_IN * len(panels) + 8, _HEIGHT_IN + 8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    captions = [_caption(panel, spoken) for panel in panels]
-    for ax, panel, found, caption in zip(axes, panels, lines, captions, strict=True):
+    heads = [_caption(panel, spoken) for panel in panels]
+    for ax, panel, found, head in zip(axes, panels, lines, heads, strict=True):
         _draw(ax, panel, found, styles)
-        _head(ax, panel, caption, max(one.count("\n") + 1 for one in captions))
+        _head(ax, panel, head, max(one.count("\n") + 1 for one in heads))
     width, height = _PANEL_WIDTH_IN * len(panels), _HEIGHT_IN
     if len(labels) > 1:
-        legend = _legend(figure, styles)
-        beside = legend.get_window_extent()
+        beside = legend(
+            figure, [(label, Line2D([], [], **style)) for label, style in styles.items()]
+        ).get_window_extent()
         width += beside.width / figure.dpi + 0.2
         height = max(height, beside.height / figure.dpi + 0.4)
     else:
@@ -136,34 +118,31 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
         height += title.get_window_extent().height / figure.dpi
     notes = _notes(panels, lines, left_out, dashed=any(style["linestyle"] == "--" for style in styles.values()))
     if notes:
-        note = figure.supxlabel(
-            wrapped(notes, int(width * 16)), x=0.01, ha="left", fontsize=SMALL, color=GREY, parse_math=False
-        )
-        height += note.get_window_extent().height / figure.dpi
+        height += height_in(figure, caption(figure, notes, width))
     figure.set_size_inches(width, height)
     for ax in axes:
         _part_tick_labels(figure, ax)
     return figure
 
 
-def _panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], Counter[str]]:
+def _panels(rows: Sequence[Mapping[str, Any]], x: str) -> tuple[list[Panel], Counter[str]]:
     """Gives the panels that have something to show, and how many rows there are of each kind that is left out."""
-    left_out: Counter[str] = Counter()
     fast, large = [], []
-    for row in rows:
-        status = results.text(row, "status")
-        if status not in _DRAWN:
-            left_out[{"timeout": "timed out"}.get(status, status.replace("_", " "))] += 1
-            continue
+    good, left_out = with_result(rows)
+    for row in good:
         if results.number(row, "throughput_per_s") is not None:
             fast.append(row)
-        if (batch := results.number(row, "max_batch")) == 0:
+        if (batch := results.number(row, "max_batch")) is None:
+            continue
+        if x == "batch_size":
+            left_out["of the largest batch, which is none over the batch"] += 1
+        elif batch == 0:
             left_out["where not even one input fits"] += 1
-        elif batch is not None:
+        else:
             large.append(row)
     if not fast and not large:
         if left_out:
-            raise BadInput(f"There is nothing to draw: {_counted(left_out)}.")
+            raise BadInput(f"There is nothing to draw: {counted(left_out)}.")
         raise BadInput(
             "No row has throughput_per_s, which `vitbench throughput` writes, or max_batch, which `vitbench max-batch` writes."
         )
@@ -171,17 +150,27 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], Counter[str
         Panel(
             column="throughput_per_s",
             title="Throughput",
+            over=x,
             y_label=f"{_inputs(fast)}/s",
             rows=fast,
         ),
-        Panel(column="max_batch", title="Largest batch that fits", y_label=f"{_inputs(large)} in a batch", rows=large),
+        Panel(
+            column="max_batch",
+            title="Largest batch that fits",
+            over=x,
+            y_label=f"{_inputs(large)} in a batch",
+            rows=large,
+        ),
     ]
     return [panel for panel in panels if panel.rows], left_out
 
 
 def _inputs(rows: Sequence[Mapping[str, Any]]) -> str:
-    clips = {len(results.extents(row, "input_shape")) == 4 for row in rows}
-    return "Inputs" if len(clips) > 1 else "Clips" if clips == {True} else "Images"
+    # Without a shape, nobody can tell; the axis then speaks of inputs.
+    clips = {
+        len(results.extents(row, "input_shape")) == 4 if results.text(row, "input_shape") else None for row in rows
+    }
+    return "Inputs" if len(clips) > 1 else "Clips" if clips == {True} else "Images" if clips == {False} else "Inputs"
 
 
 def _differs(condition: str, panels: Sequence[Panel]) -> bool:
@@ -195,17 +184,19 @@ def _differs(condition: str, panels: Sequence[Panel]) -> bool:
 
 
 def _goes_with_machine(condition: str, panel: Panel) -> bool:
-    machine = _CONDITIONS["machine"]
-    pairs = {(machine(row), _CONDITIONS[condition](row)) for row in panel.rows}
+    machine = CONDITIONS["machine"]
+    pairs = {(machine(row), CONDITIONS[condition](row)) for row in panel.rows}
     return len(pairs) == len(panel.texts("machine"))
 
 
-def _labeller(panels: Sequence[Panel], spoken: Sequence[str]) -> Callable[[Mapping[str, Any]], str]:
+def _labeller(panels: Sequence[Panel], spoken: Sequence[str], x: str) -> Callable[[Mapping[str, Any]], str]:
     """Gives the function from a row to its line's label: it states all that tells the row from those of other lines."""
 
     def leading(row: Mapping[str, Any]) -> str:
-        # Channels, and the frames of a clip; where a model has several, they make lines of their own.
-        return size(results.extents(row, "input_shape")[:-2])
+        # Where a model has several channels, or frames of a clip, they make lines of their own; over the batch, sizes too.
+        if x == "batch_size":
+            return size(results.extents(row, "input_shape")) if results.text(row, "input_shape") else ""
+        return f"{size(results.extents(row, 'input_shape')[:-2])} x H x W"
 
     of_model: dict[str, set[str]] = {}
     for panel in panels:
@@ -214,9 +205,9 @@ def _labeller(panels: Sequence[Panel], spoken: Sequence[str]) -> Callable[[Mappi
 
     def label(row: Mapping[str, Any]) -> str:
         model = results.text(row, "model")
-        parts = [model, *(_CONDITIONS[condition](row) for condition in spoken)]
+        parts = [model, *(CONDITIONS[condition](row) for condition in spoken)]
         if len(of_model[model]) > 1:
-            parts.append(f"{leading(row)} x H x W")
+            parts.append(leading(row))
         text = plain(", ".join(part for part in parts if part))
         if not model or not text:
             raise results.wrong(row, "model", "a model's name")
@@ -225,29 +216,35 @@ def _labeller(panels: Sequence[Panel], spoken: Sequence[str]) -> Callable[[Mappi
     return label
 
 
-def _lines(panel: Panel, label_of: Callable[[Mapping[str, Any]], str]) -> dict[str, list[Point]]:
+def _lines(panel: Panel, label_of: Callable[[Mapping[str, Any]], str], x: str) -> dict[str, list[Point]]:
     """Gives the points of each line, by its label: the best of each size, in the order of their area."""
-    best: dict[str, dict[tuple[int, int], Point]] = {}
+    best: dict[str, dict[tuple[int, ...], Point]] = {}
     for row in panel.rows:
-        point = _point(row, panel.column)
+        point = _point(row, panel.column, x)
         points = best.setdefault(label_of(row), {})
         if point.extents not in points or point.value > points[point.extents].value:
             points[point.extents] = point
     return {
-        label: sorted(points.values(), key=lambda point: (point.side_px, point.extents))
-        for label, points in best.items()
+        label: sorted(points.values(), key=lambda point: (point.x, point.extents)) for label, points in best.items()
     }
 
 
-def _point(row: Mapping[str, Any], column: str) -> Point:
-    shape = results.extents(row, "input_shape")
-    if len(shape) < 2:
+def _point(row: Mapping[str, Any], column: str, x: str) -> Point:
+    shape = results.extents(row, "input_shape") if x == "input_shape" else (_batch(row),)
+    if len(shape) < 2 and x == "input_shape":
         raise results.wrong(row, "input_shape", "a shape with a height and a width, such as 3x224x224")
     value = results.number(row, column)
     if value is None or value <= 0:
         raise results.wrong(row, column, "a number above zero")
     low, high = _interval(row, value) if column == "throughput_per_s" else (None, None)
-    return Point(extents=(shape[-2], shape[-1]), value=value, low=low, high=high)
+    return Point(extents=shape[-2:], value=value, low=low, high=high)
+
+
+def _batch(row: Mapping[str, Any]) -> int:
+    batch = results.number(row, "batch_size")
+    if batch is None or batch < 1 or batch != int(batch):
+        raise results.wrong(row, "batch_size", "a whole number above zero")
+    return int(batch)
 
 
 def _interval(row: Mapping[str, Any], throughput: float) -> tuple[float, float] | tuple[None, None]:
@@ -256,20 +253,11 @@ def _interval(row: Mapping[str, Any], throughput: float) -> tuple[float, float] 
     # Student's interval over two processes that disagree may reach below zero: then it bounds nothing.
     if low_ms is None or high_ms is None or low_ms <= 0:
         return None, None
-    batch = results.number(row, "batch_size")
-    if batch is None or batch <= 0:
-        raise results.wrong(row, "batch_size", "a number above zero")
+    batch = _batch(row)
     low, high = batch / (high_ms / 1e3), batch / (low_ms / 1e3)
     if not low * (1 - 1e-6) <= throughput <= high * (1 + 1e-6):
         raise results.wrong(row, "throughput_per_s", f"within the interval of its latency, {low:.6g} to {high:.6g}")
     return min(low, throughput), max(high, throughput)
-
-
-def _threads(row: Mapping[str, Any]) -> str:
-    found = results.text(row, "threads")
-    if not found or not results.text(row, "device").startswith("cpu"):
-        return ""
-    return f"{found} {'thread' if found == '1' else 'threads'}"
 
 
 def _styles(labels: Sequence[str], models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -283,7 +271,7 @@ def _styles(labels: Sequence[str], models: Mapping[str, str]) -> dict[str, dict[
         turn, place_in_turn = divmod(place, len(COLORS))
         styles[label] = {
             "color": COLORS[place_in_turn],
-            "marker": _MARKERS[(place_in_turn + turn) % len(_MARKERS)],
+            "marker": MARKERS[(place_in_turn + turn) % len(MARKERS)],
             "fillstyle": _FILLS[turn],
             "linestyle": "--" if mixed and label in convolutional else "-",
             "linewidth": 1.5,
@@ -299,12 +287,12 @@ def _draw(
     ax.set_yscale("log")
     ends: list[float] = []
     for label, points in lines.items():
-        ax.plot([one.side_px for one in points], [one.value for one in points], label=label, zorder=3, **styles[label])
+        ax.plot([one.x for one in points], [one.value for one in points], label=label, zorder=3, **styles[label])
         barred = [(one, one.low, one.high) for one in points if one.low is not None and one.high is not None]
         ends += [one.value for one in points] + [end for _, low, high in barred for end in (low, high)]
         if barred:
             ax.errorbar(
-                [one.side_px for one, _, _ in barred],
+                [one.x for one, _, _ in barred],
                 [one.value for one, _, _ in barred],
                 yerr=[[one.value - low for one, low, _ in barred], [high - one.value for one, _, high in barred]],
                 fmt="none",
@@ -312,7 +300,7 @@ def _draw(
                 capsize=3,
                 zorder=2,
             )
-    _scale_x(ax, lines)
+    _scale_x(ax, lines, panel.over)
     steps = ticks(min(ends), max(ends))
     ax.set_ylim(steps[0], steps[-1])
     if len(steps) > 10:
@@ -327,34 +315,26 @@ def _draw(
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _scale_x(ax: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
+def _scale_x(ax: Axes, lines: Mapping[str, Sequence[Point]], over: str) -> None:
     """Puts a tick at each size measured; two sizes of one area share one."""
-    at: dict[float, set[tuple[int, int]]] = {}
+    at: dict[float, set[tuple[int, ...]]] = {}
     for points in lines.values():
         for point in points:
-            at.setdefault(point.side_px, set()).add(point.extents)
+            at.setdefault(point.x, set()).add(point.extents)
     sides = sorted(at)
     texts = [
-        "\n".join(str(height) if height == width else f"{height}x{width}" for height, width in sorted(at[side]))
+        "\n".join(size(extents) if len(set(extents)) > 1 else str(extents[0]) for extents in sorted(at[side]))
         for side in sides
     ]
     ax.xaxis.set_major_locator(FixedLocator(sides))
     ax.xaxis.set_major_formatter(FixedFormatter(texts))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(sides[0] / 1.15, sides[-1] * 1.15)
-    square = all(height == width for sizes in at.values() for height, width in sizes)
+    if over == "batch_size":
+        ax.set_xlabel("Batch size")
+        return
+    square = all(len(set(extents)) == 1 for sizes in at.values() for extents in sizes)
     ax.set_xlabel("Input size (pixels)" if square else "Input size (pixels, height x width, by area)")
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Gives 1, 2, 5, 10 and so on, three at least: from the last with some room below the values to the first with room above."""
-    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
-    steps = [lead * 10.0**power for power in range(first, last + 1) for lead in (1, 2, 5)]
-    below = max(step for step in steps if step <= low / 1.15)
-    above = min(step for step in steps if step >= high * 1.15)
-    found = [step for step in steps if below <= step <= above]
-    # Two numbers are not enough to read a logarithmic axis by.
-    return found if len(found) > 2 else [max(step for step in steps if step < below), *found]
 
 
 def _tick_text(value: float) -> str:
@@ -365,17 +345,17 @@ def _caption(panel: Panel, spoken: Sequence[str]) -> str:
     """Gives what all rows of a panel have in common: where and how they were measured."""
     # The machine's name says more than cuda:0.
     unsaid = {*spoken, "device"} if panel.texts("machine") != {""} else {*spoken}
-    texts = [panel.texts(condition) for condition in _CONDITIONS if condition not in unsaid]
+    texts = [panel.texts(condition) for condition in CONDITIONS if condition not in unsaid]
     same = [plain(text) for found in texts if len(found) == 1 for text in found if text]
     # Lines end between the parts, not within them.
     return wrapped(", ".join(text.replace(" ", _HARD_SPACE) for text in same), 56)
 
 
-def _head(ax: Axes, panel: Panel, caption: str, lines: int) -> None:
+def _head(ax: Axes, panel: Panel, text: str, lines: int) -> None:
     """Puts the title over a panel, and between them, in small, the caption, with room for so many lines."""
     ax.set_title(panel.title, loc="left", fontweight="bold", fontsize=11, pad=8 + 11 * lines)
     ax.annotate(
-        caption + "\n" * (lines - 1 - caption.count("\n")),
+        text + "\n" * (lines - 1 - text.count("\n")),
         (0, 1),
         (0, 5),
         xycoords="axes fraction",
@@ -387,24 +367,6 @@ def _head(ax: Axes, panel: Panel, caption: str, lines: int) -> None:
     )
 
 
-def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> Legend:
-    handles = [Line2D([], [], **style) for style in styles.values()]
-    # Put in afterwards and literally: a legend parses its labels as mathematics, and has left out those that begin with _.
-    legend = figure.legend(
-        handles,
-        [str(place) for place in range(len(handles))],
-        loc="outside right center",
-        frameon=False,
-        fontsize=9,
-        handlelength=2.8,
-    )
-    for text, label in zip(legend.get_texts(), styles, strict=True):
-        text.set_parse_math(False)
-        text.set_text(wrapped(label, 60))
-    figure.draw_without_rendering()
-    return legend
-
-
 def _notes(
     panels: Sequence[Panel], lines: Sequence[Mapping[str, Sequence[Point]]], left_out: Counter[str], *, dashed: bool
 ) -> str:
@@ -414,7 +376,8 @@ def _notes(
             continue
         points = [point for of_line in drawn.values() for point in of_line]
         if len(points) < len(panel.rows):
-            found.append("Each point is the fastest of the batch sizes measured.")
+            of = "batch sizes measured" if panel.over == "input_shape" else "rows at that batch"
+            found.append(f"Each point is the fastest of the {of}.")
         without = sum(point.low is None for point in points)
         if without < len(points):
             found.append(
@@ -423,12 +386,8 @@ def _notes(
     if dashed:
         found.append("Dashed: convolutional networks.")
     if left_out:
-        found.append(f"Left out: {_counted(left_out)}.")
+        found.append(f"Left out: {counted(left_out)}.")
     return " ".join(found)
-
-
-def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{number} {'row' if number == 1 else 'rows'} {plain(kind)}" for kind, number in kinds.items())
 
 
 def _part_tick_labels(figure: Figure, ax: Axes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from vitbench import results
 from vitbench.charts import CHARTS
 from vitbench.cli.options import status
 from vitbench.errors import BadInput
+from vitbench.reports import REPORTS
 
 
 def complete_chart(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -28,13 +30,31 @@ def plot(
             show_default=False,
         ),
     ],
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="Results of vitbench: .csv, .json or .jsonl.", show_default=False),
-    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The picture to write: .png, .pdf or .svg.", show_default=False)
     ],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RESULTS...",
+            help="Results of vitbench: files (.csv, .json, .jsonl), or folders of them. fig5 can do without.",
+            show_default=False,
+        ),
+    ] = None,
+    x: Annotated[
+        str | None,
+        typer.Option("--x", metavar="COLUMN", help="tradeoff: any number, by default macs; scaling: batch_size."),
+    ] = None,
+    y: Annotated[
+        str | None, typer.Option("--y", metavar="COLUMN", help="tradeoff: any number, by default top1, as published.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="COLUMN", help="tradeoff: what the area of a dot stands for.")
+    ] = None,
+    color: Annotated[
+        str | None,
+        typer.Option("--color", metavar="COLUMN", help="tradeoff: what its colour stands for, by default family."),
+    ] = None,
 ) -> None:
     """Draw a chart of one or more result files."""
     from vitbench.pictures import TIMELESS, rendered
@@ -42,8 +62,19 @@ def plot(
     ending = output.suffix.lower()
     if ending not in TIMELESS:
         raise BadInput(f"Cannot draw {output}: give a name that ends in {', '.join(TIMELESS)}.")
-    draw = CHARTS.load(chart).plot
+    module = CHARTS.load(chart)
+    known = inspect.signature(module.plot).parameters
+    given = {"x": x, "y": y, "size": size, "color": color}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if name not in known:
+            raise BadInput(f"The chart {chart} takes no --{name}: leave it out.")
+    if not paths and known["rows"].default is inspect.Parameter.empty:
+        raise BadInput(f"The chart {chart} needs RESULTS: give a result file or a folder of them.")
     results.check_writable(output)
-    rows = [row for file in files for row in results.read(file)]
-    results.write(output, rendered(draw(rows), ending))
+    rows = [row for path in paths or [] for file in results.found(path) for row in results.read(file)]
+    figure = module.plot(rows, **options)
+    results.write(output, rendered(figure, ending))
+    if hasattr(module, "listing"):
+        status(REPORTS.load("table").render(module.listing(rows, **options)).rstrip("\n"))
     status(f"Wrote {output}.")
