@@ -94,6 +94,30 @@ class Figure:
         return abs(count - printed) <= max(tolerance * printed, rounding) * (1 + 1e-9)
 
     @property
+    def pretrain_exaflops(self) -> float | None:
+        """Published compute of the pre-training, 1e18 floating-point operations; None where the source gives none."""
+        found = re.search(r"published figure is training compute: ([\d.]+) exaFLOPs", self.notes)
+        return float(found[1]) if found else None
+
+    @property
+    def more_data(self) -> bool:
+        """Whether top1 is of a model trained on more than the data set it is judged on."""
+        return not self.data.startswith("IN-1k")
+
+    def has_imagenet_top1(self) -> bool:
+        """Tells whether top1 is of a classifier trained for ImageNet-1k, whole, and judged at `input`."""
+        if (
+            not self.top1
+            or "linear" in self.data
+            or not re.match(r"IN-1k|JFT|IN-22K-ext|distilled$|.*-> IN-1k", self.data)
+        ):
+            return False
+        if "->" in self.data and "-> IN-1k" not in self.data:
+            return False
+        judged_at = re.search(r"-> IN-1k @(\d+)$", self.data)
+        return judged_at is None or self.input.endswith(f"x{judged_at[1]}")
+
+    @property
     def _counted(self) -> int:
         """How often each multiply-accumulate of one input was counted; 0 where not every one was."""
         if self.convention.startswith("FLOPs = 2"):
@@ -157,6 +181,21 @@ def beside(
         published_source="; ".join(dict.fromkeys(figure.source for figure in used)),
         published_reason=" ".join(dict.fromkeys(figure.reason for figure in used if figure.reason)),
     )
+
+
+def imagenet_top1(ids: tuple[str, ...], paper: Sequence[str], input_shape: tuple[int, ...]) -> Figure | None:
+    """Gives the figure whose `top1` on ImageNet-1k stands for a model at one input, if there is one.
+
+    Training on ImageNet-1k alone before more data, since data change the figure more than the source does; then the model's
+    own paper, its repository, others in the order of the file, and those noted from memory last.
+
+    Args:
+        ids: the model's published ids.
+        paper: how sources name the model's own paper and repository, best first.
+        input_shape: without the batch; a figure of a model that was fine-tuned at another size is no candidate.
+    """
+    found = ranked([figure for figure in find(ids, input_shape) if figure.has_imagenet_top1()], paper)
+    return min(found, key=lambda figure: figure.more_data, default=None)
 
 
 def chosen(found: tuple[Figure, ...], quantity: Quantity | Literal["top1"], paper: Sequence[str]) -> Figure | None:

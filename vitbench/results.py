@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +114,42 @@ def read(path: Path) -> list[Line]:
     Raises:
         BadInput: the file is not there, has no rows or is damaged.
     """
-    if path.suffix.lower() not in _READERS:
-        raise BadInput(f"Cannot read {path}: give a result file whose name ends in {', '.join(_READERS)}.")
+    _reader(path)
     try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"Cannot read {path}: it is not text in UTF-8.") from error
+        return parse(path, path.read_bytes())
     except OSError as error:
         raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def parse(path: Path, data: bytes) -> list[Line]:
+    """Gives the rows of a file, as `read` does, from what is in it.
+
+    Args:
+        path: what errors call it; its ending tells the format.
+        data: what is in it.
+
+    Raises:
+        BadInput: it has no rows or is damaged.
+    """
+    reader = _reader(path)
+    try:
+        content = TextIOWrapper(BytesIO(data), encoding="utf-8-sig").read()
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].split(b"\n")
+        place = f"line {len(before)}, column {len(before[-1]) + 1}"
+        raise BadInput(f"Cannot read {path}: it is not text in UTF-8, as of {place}.") from error
     if not content.strip():
         raise BadInput(f"Cannot read {path}: it is empty.")
-    rows = list(_READERS[path.suffix.lower()](path, content))
+    rows = list(reader(path, content))
     if not rows:
         raise BadInput(f"Cannot read {path}: it has no rows.")
     return rows
+
+
+def _reader(path: Path) -> Callable[[Path, str], Iterator[Line]]:
+    if path.suffix.lower() not in _READERS:
+        raise BadInput(f"Cannot read {path}: give a result file whose name ends in {', '.join(_READERS)}.")
+    return _READERS[path.suffix.lower()]
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
@@ -196,7 +218,12 @@ def _read_csv(path: Path, content: str) -> Iterator[Line]:
                 continue
             where = f"{path}, line {lines.line_num}"
             if len(cells) != len(header):
-                raise BadInput(f"{where} has {len(cells)} cells, but the header names {len(header)} columns.")
+                first = (
+                    f"column {len(header) + 1} has no name"
+                    if len(cells) > len(header)
+                    else f"{header[len(cells)]} is not there"
+                )
+                raise BadInput(f"{where} has {len(cells)} cells, but the header names {len(header)} columns: {first}.")
             yield Line(where, {name: cell or None for name, cell in zip(header, cells, strict=True)})
     except csv.Error as error:
         raise BadInput(f"{path}, line {lines.line_num} is not CSV: {error}.") from error
@@ -207,7 +234,7 @@ def _read_csv(path: Path, content: str) -> Iterator[Line]:
 def _read_json(path: Path, content: str) -> Iterator[Line]:
     found = _parsed(str(path), content)
     if not isinstance(found, list):
-        raise BadInput(f"Cannot read {path}: expected a list with an object a row.")
+        raise BadInput(f"Cannot read {path}: expected a list with an object a row, as commands that measure write it.")
     for place, item in enumerate(found, 1):
         yield _object(f"{path}, row {place}", item)
 
@@ -216,7 +243,7 @@ def _read_json_lines(path: Path, content: str) -> Iterator[Line]:
     for place, line in enumerate(content.split("\n"), 1):
         if line.strip():
             where = f"{path}, line {place}"
-            yield _object(where, _parsed(where, line))
+            yield _object(where, _parsed(where, line, named_line=True))
 
 
 def _object(where: str, item: object) -> Line:
@@ -225,11 +252,11 @@ def _object(where: str, item: object) -> Line:
     return Line(where, item)
 
 
-def _parsed(where: str, content: str) -> object:
+def _parsed(where: str, content: str, *, named_line: bool = False) -> object:
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in content.strip() else f"column {error.colno}"
+        place = f"column {error.colno}" if named_line else f"line {error.lineno}, column {error.colno}"
         raise BadInput(f"{where} is not JSON: {error.msg} at {place}.") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not JSON that can be read: {type(error).__name__}.") from error
@@ -240,3 +267,6 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Line]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
 }
+
+SUFFIXES = tuple(_READERS)
+"""What the names of result files end in."""

@@ -5,8 +5,18 @@ Records hold base values; the last part of a name is its unit. Counts get decima
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+# The most digits that a float has.
+_ALL_DIGITS = 17
+
+# A text with these reads otherwise than it is stored.
+_TURNING = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 
 _DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -53,8 +63,16 @@ def milliseconds(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Gives a text without control characters, which could move a terminal's cursor or worse; line ends stay."""
-    return "".join(sign for sign in text if sign == "\n" or unicodedata.category(sign) != "Cc")
+    """Gives a text without control characters, which could move a terminal's cursor or worse; line ends stay.
+
+    Half of a surrogate pair, which no file can hold, and signs that turn the direction of reading are left out too.
+    """
+    return "".join(
+        sign
+        for sign in text
+        if sign == "\n"
+        or (unicodedata.category(sign) not in ("Cc", "Cs") and unicodedata.bidirectional(sign) not in _TURNING)
+    )
 
 
 def percent(ratio: float) -> str:
@@ -80,3 +98,147 @@ def printed(value: float) -> str:
 def exact(value: int) -> str:
     """Gives a count to the last digit: "15,430,946,816"."""
     return f"{value:,}"
+
+
+def signed_percent(difference: float) -> str:
+    """Gives a relative difference as `percent` does, but never as "0 %" where there is one: 6.5e-11 is "+6.5e-09 %"."""
+    text = percent(difference)
+    return f"{difference * 100:+.1e} %" if difference and text == "0 %" else text
+
+
+def quantity(column: str, value: Any, digits: int = 4) -> str:
+    """Gives a base value as text, by the unit that ends its column's name: peak_bytes, 362807296 is "346.0 MiB".
+
+    Args:
+        column: its name.
+        value: a number, a text, a truth value, a tuple or list of them, or a mapping of counts; None is the empty text.
+        digits: significant digits; above 4, whole numbers are told to the last.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(column, value, digits)
+    if isinstance(value, Mapping):
+        return _counts(value, sorted(value, key=lambda name: -_magnitude(value[name])))
+    if isinstance(value, list | tuple):
+        return _list(value, digits)
+    return printable(" ".join(str(value).split()))
+
+
+def quantities(column: str, before: Any, after: Any) -> tuple[str, str]:
+    """Gives two base values as texts that differ where the values do, with as many digits as that takes.
+
+    Of two tuples of one length, the entries that lie farthest apart are told, and of two mappings the items that differ.
+    """
+    before, after = (tuple(value) if isinstance(value, list) else value for value in (before, after))
+    if before == after:
+        return (text := quantity(column, before)), text
+    if _vector(before) and _vector(after) and len(before) == len(after) > 3:
+        place = max(range(len(before)), key=lambda index: _magnitude(before[index] - after[index]))
+        texts = quantities(column, before[place], after[place])
+        return texts[0] + (of := f" at {place + 1} of {len(before)}"), texts[1] + of
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        differ = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        differ.sort(key=lambda name: -abs(_magnitude(after.get(name)) - _magnitude(before.get(name))))
+        return _counts(before, differ), _counts(after, differ)
+    for digits in range(4, _ALL_DIGITS + 1):
+        texts = quantity(column, before, digits), quantity(column, after, digits)
+        if texts[0] != texts[1]:
+            return texts
+    return quantity("", repr(before)), quantity("", repr(after))
+
+
+def unit(column: str) -> str:
+    """Gives the unit that ends a column's name, "" for a count: latency_median_ms is in "ms"."""
+    return next((name for ending, name, _ in _UNITS if column.endswith(ending)), "")
+
+
+def _number(column: str, value: float, digits: int) -> str:
+    if not -(10**18) < value < 10**18:
+        return f"{Decimal(value):.4g}"  # which, unlike a float, holds any whole number, and tells what is not finite
+    text = next((text for ending, _, text in _UNITS if column.endswith(ending)), _count)
+    return text(value, digits)
+
+
+def _significant(value: float, digits: int) -> str:
+    if isinstance(value, int):
+        return exact(value)
+    if value and not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0}f}"
+
+
+def _count(value: float, digits: int) -> str:
+    if abs(value) < 1000 or (digits > 4 and isinstance(value, int)):
+        return _significant(value, digits)
+    return count(value, digits)
+
+
+def _bytes(value: float, digits: int) -> str:
+    return memory(value) if digits == 4 else f"{_significant(value, digits)} B"
+
+
+def _time(value: float, digits: int) -> str:
+    return milliseconds(value) if digits == 4 else f"{_significant(value, digits)} ms"
+
+
+def _rate(name: str) -> Callable[[float, int], str]:
+    def text(value: float, digits: int) -> str:
+        number = _count(value, digits)
+        # The prefix belongs to the unit: 1.235 TFLOP/s.
+        return f"{number}{name}" if number[-1].isalpha() or name.startswith("/") else f"{number} {name}"
+
+    return text
+
+
+def _part(value: float, digits: int) -> str:
+    return f"{_significant(value * 100, digits)} %"
+
+
+def _in(name: str) -> tuple[str, str, Callable[[float, int], str]]:
+    return f"_{name}", name, lambda value, digits: f"{_significant(value, digits)} {name}"
+
+
+# The ending of a column's name, the unit, and how a value is told; the first that fits counts.
+_UNITS: tuple[tuple[str, str, Callable[[float, int], str]], ...] = (
+    ("_bytes", "bytes", _bytes),
+    ("_flops_per_s", "FLOP/s", _rate("FLOP/s")),
+    ("_per_s", "1/s", _rate("/s")),
+    ("_ms", "ms", _time),
+    ("_ratio", "1", _part),
+    ("_share", "1", _part),
+    ("utilization", "1", _part),
+    *(_in(name) for name in ("s", "px", "nats", "frames", "tokens")),
+    ("_mhz", "MHz", lambda value, digits: f"{_significant(value, digits)} MHz"),
+)
+
+
+def _vector(value: Any) -> bool:
+    """Says whether a value is a list of numbers with which floats can be reckoned."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(item, float) or (type(item) is int and abs(item) < 10**18) for item in value
+    )
+
+
+def _list(value: Sequence[Any], digits: int) -> str:
+    if len(value) <= 6 and value and all(type(item) is int for item in value):
+        return size(tuple(value))
+    if len(value) <= 3:
+        return ", ".join(quantity("", item, digits) for item in value)
+    if _vector(value):
+        return f"{len(value)} values, {quantity('', min(value), digits)} to {quantity('', max(value), digits)}"
+    return f"{len(value)} values"
+
+
+def _counts(value: Mapping[str, Any], names: Sequence[str]) -> str:
+    told = [f"{quantity('', name)} {quantity('', value.get(name, 0), _ALL_DIGITS)}" for name in names[:3]]
+    return ", ".join(told) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _magnitude(value: Any) -> float:
+    """Gives by how much something counts in an order: numbers by their size, what is no number first."""
+    if isinstance(value, int | float):
+        return math.inf if math.isnan(value) else abs(value)
+    return 0.0 if value is None else math.inf

@@ -1,0 +1,418 @@
+"""The verb behind `vitbench compare`: the rows of two results in, what became of each of their columns out.
+
+Rows are matched by the columns that are declared as keys, and a column is judged as its declaration says; see `records.column`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from vitbench import judging, matching, results
+from vitbench.changes import Change, Comparison, PartChange, Verdict, ranked
+from vitbench.errors import BadInput
+from vitbench.findings import MaxBatch, Part
+from vitbench.matching import Column, Entry
+from vitbench.records import EXACT, AnalysisSetting, Environment, Machine, Within, headings
+from vitbench.results import Line
+
+# The columns of samples that tell a timed column's noise, and which phase of a run it is.
+_SAMPLES = {
+    "throughput_per_s": ("samples_ms", None),
+    "forward_median_ms": ("phases_ms", 0),
+    "backward_median_ms": ("phases_ms", 1),
+    "optimizer_median_ms": ("phases_ms", 2),
+}
+# What a time depends on.
+_MACHINE_OF_TIMES = (
+    "platform",
+    "cpu",
+    "cores",
+    "memory_bytes",
+    "python",
+    "torch",
+    "timm",
+    "device_name",
+    "device_memory_bytes",
+    "driver",
+    "runtime",
+    "instruction_set",
+    "matmul_precision",
+    "cudnn_benchmark",
+)
+# What the memory and the rounding of a pass depend on, other than the software, whose changes are findings.
+_DEVICE = ("device_name", "device_memory_bytes", "driver", "runtime")
+_CPU = ("platform", "cpu", "cores", "instruction_set")
+_OF_DEVICE = ("Measured", "MaxBatch", "Fingerprint")
+_MOMENTARY = ("time", "clock_mhz")
+_MOST_LISTED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """By how much a column may change, for some models.
+
+    Attributes:
+        metric: the column's name, or as much of it as tells it from others, such as "throughput".
+        models: a glob.
+        relative: 0.05 is 5 %.
+    """
+
+    metric: str
+    models: str = "*"
+    relative: float
+
+
+def parse_threshold(text: str) -> Threshold:
+    """Reads "throughput=5%", or "throughput:vit_*=5%" for some models.
+
+    Raises:
+        BadInput: it is no such thing, or no column of that name is judged.
+    """
+    named, _, share = text.rpartition("=")
+    metric, _, models = named.partition(":")
+    try:
+        relative = float(share.strip().removesuffix("%")) / 100
+    except ValueError:
+        relative = math.nan
+    if not metric or not share.strip().endswith("%") or not 0 <= relative < math.inf:
+        raise BadInput(f"{text!r} is not a threshold such as throughput=5% or throughput:vit_*=5%.")
+    return Threshold(metric=column_of(metric.strip()), models=models.strip() or "*", relative=relative)
+
+
+def column_of(metric: str) -> str:
+    """Gives the column that a name stands for: its own, or the only one that begins with it.
+
+    Raises:
+        BadInput: there is none, or more than one.
+    """
+    known = sorted({column.name for columns in matching.declared_columns().values() for column in columns})
+    if metric in known:
+        return metric
+    found = [name for name in known if name.startswith(f"{metric}_")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadInput(f"{metric!r} may be {', '.join(found)}: give one of them.")
+    raise BadInput(f"No column named {metric!r} is judged; those that are: {', '.join(known)}.")
+
+
+def load(path: Path) -> list[Line]:
+    """Gives the rows of a result file, or of every result file of a folder and of those in it.
+
+    A sweep writes its rows twice: its results.jsonl, which has the samples, is read, and results.csv beside it is not.
+
+    Raises:
+        BadInput: there is no such file, or one is damaged; or a folder has none.
+    """
+    if not path.is_dir():
+        return results.read(path)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in results.SUFFIXES and file.is_file())
+    twice = {file.with_name("results.csv") for file in files if file.name == "results.jsonl"}
+    if not files:
+        raise BadInput(f"There is no result file in {path}: give one whose files end in {', '.join(results.SUFFIXES)}.")
+    return [line for file in files if file not in twice for line in results.read(file)]
+
+
+def compare(
+    base: Sequence[Line],
+    head: Sequence[Line],
+    *,
+    base_name: str,
+    head_name: str,
+    thresholds: Sequence[Threshold] = (),
+) -> Comparison:
+    """Judges every column of every row of two results.
+
+    Args:
+        base: rows as `load` gives them, of any command and of older versions; columns that nobody knows are left alone.
+        head: the same, of the other result.
+        base_name: what the first is called in notes.
+        head_name: what the second is called.
+        thresholds: instead of the declared ones; of those that fit a column and a model, the last counts.
+
+    Raises:
+        BadInput: a cell of a column that is judged cannot be read, or a threshold's metric is not known.
+    """
+    asked = [replace(one, metric=column_of(one.metric)) for one in thresholds]
+    notes: list[str] = []
+    sides = matching.side(base, base_name, notes), matching.side(head, head_name, notes)
+    judge = _Judge(list(matching.matched(*sides)), names=(base_name, head_name), thresholds=asked)
+    changes, tested = _held(judge.changes)
+    notes += judge.notes
+    if tested:
+        notes.append(
+            f"{tested} {'time was' if tested == 1 else 'times were'} tested; the false discovery rate is held at "
+            f"{judging.FALSE_DISCOVERIES:.0%} (Benjamini-Hochberg)."
+        )
+    if all(change.verdict in ("missing", "new") for change in changes):
+        notes.append(
+            f"Nothing could be compared: {base_name} and {head_name} share no value of a column that is judged."
+        )
+    abouts = _environment(base), _environment(head)
+    return Comparison(
+        base=base_name,
+        head=head_name,
+        changes=ranked(changes),
+        differences={
+            name: (abouts[0].get(name, ""), abouts[1].get(name, ""))
+            for name in _environment_fields()
+            if name not in _MOMENTARY and abouts[0].get(name, "") != abouts[1].get(name, "")
+        },
+        environment=abouts[1],
+        notes=tuple(notes),
+    )
+
+
+class _Judge:
+    """Collects what becomes of matched rows: changes, and what is told in notes instead."""
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Entry | None, Entry | None]],
+        *,
+        names: tuple[str, str],
+        thresholds: Sequence[Threshold],
+    ) -> None:
+        self._names = names
+        self._thresholds = thresholds
+        sides = [[pair[side] for pair in pairs if pair[side] is not None] for side in (0, 1)]
+        # A search for the best batch, which ends where the next is no faster, ends by chance here or there.
+        self._searches = [{entry.search for entry in side if entry and entry.search} for side in sides]
+        # What failed before its input was known is found again by the model's name alone.
+        self._shapeless = [
+            {entry.setting["model"]: entry.failure for entry in side if entry and not entry.setting["input_shape"]}
+            for side in sides
+        ]
+        self._told: set[str] = set()
+        self._noted: Counter[str] = Counter()
+        self.changes = [change for pair in pairs for change in self._pair(*pair)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is no change, in sentences."""
+        return tuple(f"{text}: {number}." for text, number in self._noted.items())
+
+    def _pair(self, before: Entry | None, after: Entry | None) -> Iterator[Change]:
+        if before is not None and after is not None:
+            if before.failure and after.failure:
+                self._noted["Rows that failed on both sides"] += 1
+            elif after.failure:
+                yield _whole(after, "missing", after.failure)
+            elif before.failure:
+                yield _whole(after, "new", f"before: {before.failure}")
+            compare_columns = self._parts if before.record is Part else self._columns
+            yield from compare_columns(before, after)
+            return
+        entry, side = (before, 0) if before is not None else (after, 1)
+        if entry is None:
+            return
+        other = 1 - side
+        if entry.failure:
+            self._noted[f"Rows that failed in {self._names[side]} and are not in {self._names[other]}"] += 1
+        elif entry.search and entry.search in self._searches[other]:
+            self._noted[f"Batches that only {self._names[side]} tried, looking for the best"] += 1
+        else:
+            note = self._shapeless[other].get(entry.setting["model"], "")
+            yield _whole(entry, "new" if side else "missing", note)
+
+    def _columns(self, before: Entry, after: Entry) -> Iterator[Change]:
+        columns = matching.declared_columns()[after.name]
+        setting = str(after.setting)
+        if setting not in self._told:
+            self._told.add(setting)
+            columns += matching.setting_columns()
+        for column in columns:
+            found = before.newest(column.name), after.newest(column.name)
+            values = tuple(None if line is None else column.read(line, column.name) for line in found)
+            if values == (None, None):
+                continue
+            change = self._blank(column, before, after, found[0] or found[1])
+            change = replace(change, before=values[0], after=values[1])
+            if None in values:
+                # What failed is missing as a whole.
+                if not (after if values[0] is not None else before).failure or (before.failure and after.failure):
+                    yield replace(change, verdict="new" if values[0] is None else "missing")
+            else:
+                judged = self._timed if column.timed else self._settled
+                yield judged(change, column, before, after)
+
+    def _blank(self, column: Column, before: Entry, after: Entry, line: Line | None) -> Change:
+        """Gives a change of a column about which nothing is said yet."""
+        declared = column.declared(line or {})
+        asked = self._threshold(column.name, after.setting["model"])
+        own = judging.STORED_THRESHOLD if column.timed else declared.relative
+        of_setting = column.of == AnalysisSetting.__name__
+        return Change(
+            setting=after.setting if of_setting else after.shown(beside=before),
+            column=column.name,
+            heading=column.heading,
+            judged="timed" if column.timed else "exact" if declared == EXACT else "near",
+            better=column.better,
+            verdict="unchanged",
+            threshold=own if asked is None else asked,
+        )
+
+    def _threshold(self, column: str, model: str) -> float | None:
+        fitting = (one for one in reversed(self._thresholds) if one.metric == column and fnmatchcase(model, one.models))
+        return next((one.relative for one in fitting), None)
+
+    def _settled(self, change: Change, column: Column, before: Entry, after: Entry) -> Change:
+        lines = _both(before, after, column.name)
+        within = replace(column.declared(lines[0]), relative=change.threshold)
+        rounded = any(isinstance(line[column.name], str) for line in lines)
+        judgement = judging.settled(
+            change.before,
+            change.after,
+            better=column.better,
+            within=within,
+            rounding=matching.CSV_ROUNDING if rounded else 0.0,
+        )
+        change = _judged_as(change, judgement)
+        if column.of == MaxBatch.__name__ and (unlike := _another_limit(lines)):
+            return replace(change, verdict="incomparable", note=unlike)
+        if change.verdict == "unchanged":
+            return change
+        if change.judged == "near" and column.of in _OF_DEVICE:
+            on_cpu = results.text(lines[0], "device") in ("", "cpu")
+            if machines := _differing(lines, _CPU if on_cpu else _DEVICE):
+                return replace(change, verdict="incomparable", note=f"another machine: {machines}")
+        if column.name in ("params", "macs"):
+            sources = before.newest("modules"), after.newest("modules")
+            if sources[0] is not None and sources[1] is not None:
+                counts = [
+                    {path: module[column.name] for path, module in matching.modules(line).items()}
+                    for line in sources
+                    if line
+                ]
+                change = replace(change, parts=_part_changes(column.name, counts[0], counts[1]))
+        return change
+
+    def _timed(self, change: Change, column: Column, before: Entry, after: Entry) -> Change:
+        lines = _both(before, after, column.name)
+        change = replace(change, ratio=judging.ratio(change.before, change.after))
+        machines = _differing(lines, _MACHINE_OF_TIMES, needed=("cpu", "torch"))
+        if before.threads != after.threads:
+            threads = f"threads {before.threads or 'not told'}, then {after.threads or 'not told'}"
+            machines = "; ".join(filter(None, (machines, threads)))
+        if machines:
+            return replace(change, verdict="incomparable", note=f"another machine or software: {machines}")
+        if column.name not in _SAMPLES:
+            return replace(change, verdict="inconclusive", note="it was timed once on each side, which tells no noise")
+        samples = [matching.processes(line, *_SAMPLES[column.name]) for line in lines]
+        if not all(samples):
+            lack = " and ".join(name for name, found in zip(self._names, samples, strict=True) if not found)
+            note = f"{lack} has no samples: measure with --repeats 5, into .json"
+            return replace(change, verdict="inconclusive", note=note)
+        return _judged_as(
+            change, judging.timed(samples[0], samples[1], better=column.better, threshold=change.threshold)
+        )
+
+    def _parts(self, before: Entry, after: Entry) -> Iterator[Change]:
+        """Judges the sums over a breakdown, and tells the parts that changed."""
+        for column in matching.declared_columns()[after.name]:
+            counts = before.counts(column), after.counts(column)
+            change = self._blank(column, before, after, after.lines[-1])
+            if not any(counts):
+                continue
+            if not all(counts):
+                if not (after if counts[0] else before).failure:
+                    yield replace(change, verdict="missing" if counts[0] else "new")
+                continue
+            sums = sum(counts[0].values()), sum(counts[1].values())
+            judgement = judging.settled(*sums, better=column.better, within=Within(relative=change.threshold))
+            change = replace(_judged_as(change, judgement), before=sums[0], after=sums[1])
+            parts = _part_changes(column.name, *counts)
+            if parts and sums[0] == sums[1]:
+                change = replace(change, verdict="suspect", note="the sum is the same, the parts are not")
+            yield replace(change, parts=parts)
+
+
+def _judged_as(change: Change, judgement: judging.Judgement) -> Change:
+    return replace(change, **{item.name: getattr(judgement, item.name) for item in fields(judgement)})
+
+
+def _whole(entry: Entry, verdict: Verdict, note: str) -> Change:
+    """Gives the change of a row that only one side has."""
+    return Change(setting=entry.shown(), column="", heading="", judged="exact", better=None, verdict=verdict, note=note)
+
+
+def _both(before: Entry, after: Entry, column: str) -> tuple[Line, Line]:
+    """Gives the newest row of each side that has a value in a column, where both have one."""
+    lines = before.newest(column), after.newest(column)
+    if lines[0] is None or lines[1] is None:
+        raise LookupError(column)
+    return lines[0], lines[1]
+
+
+def _another_limit(lines: tuple[Line, Line]) -> str:
+    """Says why two largest batches answer different questions; empty where they answer the same."""
+    names = ["max_batch_method"]
+    if all(results.text(line, "max_batch_method") == "predicted" for line in lines):
+        names.append("limit_bytes")
+    return "; ".join(
+        _against(name, lines, name)
+        for name in names
+        if matching.plain(lines[0], name) != matching.plain(lines[1], name)
+    )
+
+
+def _differing(lines: tuple[Line, Line], names: Iterable[str], needed: Sequence[str] = ()) -> str:
+    """Gives the fields of two rows' environments that differ, or that both lack though they are needed, with both values."""
+    found = []
+    for name in names:
+        before, after = (matching.plain(line, f"environment_{name}") for line in lines)
+        if before != after or (name in needed and not before):
+            found.append(_against(name, lines, f"environment_{name}"))
+    return "; ".join(found)
+
+
+def _against(name: str, lines: tuple[Line, Line], column: str) -> str:
+    before, after = (matching.plain(line, column) or "not told" for line in lines)
+    return f"{name} {before}" if before == after else f"{name} {before}, then {after}"
+
+
+def _part_changes(column: str, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[PartChange, ...]:
+    """Gives the parts whose counts differ."""
+    return tuple(
+        PartChange(part=part, column=column, before=before.get(part), after=after.get(part))  # type: ignore[arg-type]
+        for part in {**before, **after}
+        if before.get(part) != after.get(part)
+    )
+
+
+def _held(changes: Sequence[Change]) -> tuple[list[Change], int]:
+    """Gives the changes with those verdicts on times in doubt that many tests make likely by chance, and the number of tests."""
+    tested = [place for place, change in enumerate(changes) if change.p_value is not None]
+    held = dict(zip(tested, judging.survivors([changes[place].p_value or 0.0 for place in tested]), strict=True))
+    result = [
+        replace(change, verdict="suspect", note=f"among {len(tested)} tests such a change comes about by chance")
+        if not held.get(place, True) and change.verdict in ("regressed", "improved")
+        else change
+        for place, change in enumerate(changes)
+    ]
+    return result, len(tested)
+
+
+def _environment(lines: Iterable[Line]) -> dict[str, str]:
+    """Gives the environment of rows, by field; where they have several, all, parted by commas."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for line in lines:
+        for name in _environment_fields():
+            if text := matching.plain(line, f"environment_{name}"):
+                found[name][text] = None
+    return {name: _listed(list(texts)) for name, texts in found.items()}
+
+
+def _environment_fields() -> tuple[str, ...]:
+    return (*headings(Environment), *headings(Machine))
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_MOST_LISTED]) + (
+        f" and {len(texts) - _MOST_LISTED} more" if len(texts) > _MOST_LISTED else ""
+    )
