@@ -70,6 +70,7 @@ app.command("receptive-field", rich_help_panel="Look inside", cls=analyze.PathsC
 app.command("feature-maps", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.feature_maps)
 app.command("analyze", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.analyze)
 app.command("plot", rich_help_panel="Report")(report.plot)
+app.command("report", rich_help_panel="Report")(report.report)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
 
