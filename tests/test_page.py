@@ -141,6 +141,17 @@ def test_the_summary_counts_rows_and_names_the_best_and_the_front(tmp_path: Path
     assert '<ol class="front"><li>small</li><li>large</li></ol>' in summary
 
 
+def test_rows_of_a_model_that_lie_at_one_point_are_once_on_the_front(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "a.json",
+        counted("swin_t", macs=4 * 10**9),
+        counted("swin_b", macs=15 * 10**9),
+        *(timed(model, per_s=1, mode=mode) for model in ("swin_t", "swin_b") for mode in ("infer", "train")),
+    )
+    # Top-1 over MACs: 81.3 and 83.5, Swin's Table 1 (a).
+    assert '<ol class="front"><li>swin_t</li><li>swin_b</li></ol>' in section(rendered(file), "summary")
+
+
 def test_rows_that_have_no_result_stand_first(tmp_path: Path) -> None:
     row = {"model": "a", "input_shape": [3, 8, 8], "status": "out_of_memory", "note": "with batch 1"}
     html = rendered(written(tmp_path / "a.json", counted("b"), row))

@@ -92,6 +92,8 @@ _FIRST = frozenset(
         *("published_macs", "macs_difference", "max_batch_method", "component", "status", "note"),
     )
 )
+# Judged, and still of little interest at first sight.
+_LATER = frozenset(("params_trainable", "uncounted_elements"))
 # Too long for a cell.
 _LISTS = frozenset(
     ("values", "frame_shares", "uncounted", "operators", "modules", "output", "samples_ms", "phases_ms", "asked")
@@ -99,6 +101,7 @@ _LISTS = frozenset(
 _REPEATS = {"batch_size_asked": "batch_size", "params_trainable": "params"}
 """A column that is left out where it is the same as another in all rows."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_UNIT = re.compile(r"_(bytes|ms|s|px)$")
 _LONGEST_SHARED = 60
 # Plotly puts styles into elements of these names, and makes none where the page has them already, as its policy asks.
 _PLOTLYS_STYLE = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
@@ -413,7 +416,11 @@ def _clean(value: Any) -> Any:
 def _front(points: Sequence[Mapping[str, Any]], places: Sequence[int], x: str, y: str) -> list[int]:
     at = [(points[place]["values"][x], points[place]["values"][y]) for place in places]
     found = pareto.front(at, _AXES[x][1], _AXES[y][1])
-    return [places[place] for place in found]
+    # Rows of one model that differ in neither of the two, such as inference and training over MACs, are one point.
+    once = {
+        (results.text(points[places[place]]["row"], "model"), at[place]): places[place] for place in reversed(found)
+    }
+    return list(reversed(once.values()))
 
 
 def _lines(points: Sequence[Mapping[str, Any]], x: str) -> list[dict[str, Any]]:
@@ -546,7 +553,7 @@ def _table(id: str, kinds: Sequence[str], files: Mapping[Path, Sequence[Flat]], 
     title = kinds[1] if kinds[0] in ("", "file") else _title(kinds)
     about = {record.__name__: (record.__doc__ or "").partition("\n")[0] for record in RECORDS}
     caption = [about[kind] for kind in kinds if kind in about]
-    if said := [f"{_heading(name, {})} {text}" for name, text in same.items() if text and name != "status"]:
+    if said := [f"{_heading(name, {})} {text}" for name, text in same.items() if text not in ("", "no", "ok")]:
         caption.append(f"In all rows: {'; '.join(said)}.")
     if len(own) > MOST_ROWS:
         caption.append(f"The first {MOST_ROWS} of {len(own)} rows.")
@@ -576,14 +583,14 @@ def _judged(name: str) -> bool:
 
 def _first(name: str) -> bool:
     declared = _declared().get(name)
-    return declared is None or declared["key"] or _judged(name) or name in _FIRST
+    return name not in _LATER and (declared is None or declared["key"] or _judged(name) or name in _FIRST)
 
 
 def _heading(name: str, beside: Iterable[str]) -> str:
     """Gives what stands over a column; of two that a record calls the same, each gets its name."""
     heading = _declared().get(name, {}).get("heading") or name.replace("_", " ")
     twice = [one for one in beside if one != name and _declared().get(one, {}).get("heading") == heading]
-    words = name.replace("_", " ").replace("macs", "MACs") if twice else str(heading)
+    words = _UNIT.sub("", name).replace("_", " ").replace("macs", "MACs") if twice else str(heading)
     return words[:1].upper() + words[1:]
 
 

@@ -15,12 +15,16 @@
     const [size, prefix] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([size]) => value >= size) ?? [1, ""];
     return `${Number((value / size).toPrecision(4))}${prefix && ` ${prefix}`}`;
   };
-  // 1, 2, 5, 10 and so on, or the powers of ten alone where those are many.
+  // 1, 2, 5, 10 and so on; the powers of ten alone where those are many, equal steps where they are few.
   const steps = (low, high) => {
     const found = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high) + 1; power++) found.push(...[1, 2, 5].map((lead) => Number(`${lead}e${power}`)));
     const within = found.filter((step) => step >= low / 1.3 && step <= high * 1.3);
-    return within.length > 9 ? within.filter((step) => Number.isInteger(Math.log10(step))) : within;
+    if (within.length > 9) return within.filter((step) => Number.isInteger(Math.log10(step)));
+    if (within.length > 3 || high <= low) return within;
+    const equal = found.reverse().find((step) => step <= (high - low) / 3) ?? 10 ** Math.floor(Math.log10((high - low) / 3));
+    const first = Math.ceil(low / equal);
+    return Array.from({ length: Math.floor(high / equal) - first + 1 }, (_, place) => (first + place) * equal);
   };
 
   const axis = (name, values, scaling) => {
