@@ -24,7 +24,7 @@ from vitbench.errors import BadInput
 from vitbench.findings import RECORDS
 from vitbench.records import AnalysisSetting, Environment, Machine, RunSetting
 from vitbench.reports import changes_html
-from vitbench.reports.changes_html import cell
+from vitbench.reports.changes_html import cell, finite
 from vitbench.units import memory, percent, printable, printed, quantity
 
 Flat = Mapping[str, Any]
@@ -455,7 +455,11 @@ def _pictures(found: Found) -> tuple[list[dict[str, str]], list[str]]:
     shown, left_out, total = [], [], 0
     summaries = {entry.name: entry.summary for entry in ANALYSES}
     for path in found.pictures:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            left_out.append(f"{path} cannot be read: {error.strerror}.")
+            continue
         if len(content) > MOST_PICTURE_BYTES or total + len(content) > MOST_BYTES:
             left_out.append(
                 f"{path} ({memory(len(content))}) is not shown: a picture may have {memory(MOST_PICTURE_BYTES)}, "
@@ -531,7 +535,7 @@ def _table(id: str, kinds: Sequence[str], files: Mapping[Path, Sequence[Flat]], 
     shown = {name: values for name, values in columns.items() if name not in same}
     texts = [[_text(name, value) for value in values] for name, values in shown.items()]
     cells = [
-        [cell(text, _sorted_by(value)) for text, value in zip(of, values, strict=True)]
+        [cell(text, finite(value)) for text, value in zip(of, values, strict=True)]
         for of, values in zip(texts, shown.values(), strict=True)
     ]
     declared = set(kinds) & set(_own())
@@ -542,7 +546,7 @@ def _table(id: str, kinds: Sequence[str], files: Mapping[Path, Sequence[Flat]], 
                 filter(
                     None,
                     [
-                        "n" if all(_sorted_by(value) is not None for value in values if value is not None) else "",
+                        "n" if all(finite(value) is not None for value in values if value is not None) else "",
                         "more" if declared and place and not _first(name) else "",
                     ],
                 )
@@ -606,17 +610,12 @@ def _parsed(name: str, value: Any) -> Any:
 
 
 def _text(name: str, value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        if name.startswith("published_"):
-            return printed(value)
-        if name.endswith("_difference"):
-            return percent(value)
+    number = finite(value)
+    if number is not None and name.startswith("published_"):
+        return printed(number)
+    if number is not None and name.endswith("_difference"):
+        return percent(number)
     return quantity(name, value)
-
-
-def _sorted_by(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if usable else None
 
 
 # --- environment and commands ----------------------------------------------------------------------------------------
@@ -665,7 +664,7 @@ def _command(command: str, path: Path, of_file: Sequence[results.Line]) -> str:
     if analysis:
         weights = same("weights")
         words += ["--weights", "random"] if weights.startswith("random") else []
-        words += ["--images", *shlex.split(source)] if (source := same("source")) else []
+        words += ["--images", *source.split()] if (source := same("source")) else []
     elif batches := dict.fromkeys(results.text(row, "batch_size_asked") for row in of_file):
         asked = [batch for batch in batches if batch and batch != "max"]
         words += ["--batch-size", ",".join(asked)] if asked and asked != ["1"] else []

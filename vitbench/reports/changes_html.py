@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,9 +83,12 @@ def cell(text: str, value: float | None = None) -> dict[str, Any]:
     return {"text": text, "value": value}
 
 
-def _number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if usable else None
+def finite(value: Any) -> float | None:
+    """Gives a number that a table can be sorted by, None for all else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return value if math.isfinite(value) else None
+    return None
 
 
 def _row(change: Change) -> list[dict[str, Any]]:
@@ -100,8 +104,8 @@ def _row(change: Change) -> list[dict[str, Any]]:
         cell(f"{_MARKS.get(change.verdict, '?')} {change.verdict}", VERDICTS.index(change.verdict)),
         cell(change.conditions),
         cell(change.heading or "the whole row"),
-        cell(before, _number(change.before)),
-        cell(after, _number(change.after)),
+        cell(before, finite(change.before)),
+        cell(after, finite(change.after)),
         cell(percent(difference) if difference is not None else "", difference),
         cell(interval, change.low),
         cell("; ".join(filter(None, (change.note, more, expected)))),
