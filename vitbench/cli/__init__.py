@@ -75,6 +75,7 @@ app.command("feature-maps", rich_help_panel="Look inside", cls=analyze.PathsComm
 app.command("analyze", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.analyze)
 app.command("compare", rich_help_panel="Judge")(compare.compare)
 app.command("plot", rich_help_panel="Report")(report.plot)
+app.command("report", rich_help_panel="Report")(report.report)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
 

@@ -14,6 +14,7 @@ from vitbench.charts import CHARTS
 from vitbench.cli.options import status
 from vitbench.errors import BadInput
 from vitbench.reports import REPORTS
+from vitbench.units import memory
 
 
 def complete_chart(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -78,3 +79,44 @@ def plot(
     if hasattr(module, "listing"):
         status(REPORTS.load("table").render(module.listing(rows, **options)).rstrip("\n"))
     status(f"Wrote {output}.")
+
+
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS...", help="Result files of any command, and folders of them.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write: .html.", show_default=False)],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="BASE", help="A result file or folder: what has changed since it is told too."
+        ),
+    ] = None,
+) -> None:
+    """Write one page of all results, which opens offline: summary, plots, pictures, tables, environment and commands.
+
+    A folder is searched with all folders in it. The page has some 5 MB for its plots, and the pictures besides.
+    """
+    from vitbench import page
+
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"Cannot write {output}: give a name that ends in .html.")
+    results.check_writable(output)
+    found = page.find(paths)
+    changes = None
+    if baseline is not None:
+        from vitbench import compare
+
+        head = [row for of_file in found.files.values() for row in of_file]
+        head_name = ", ".join(map(str, paths))
+        changes = compare.compare(compare.load(baseline), head, base_name=str(baseline), head_name=head_name)
+    html = page.render(found, changes=changes)
+    results.write(output, html)
+    for left_out in found.left_out:
+        status(left_out)
+    shown = ((sum(map(len, found.files.values())), "row"), (len(found.pictures), "picture"))
+    said = ", ".join(f"{number} {thing}{'' if number == 1 else 's'}" for number, thing in shown)
+    status(f"Wrote {output}: {said}, {memory(len(html.encode()))}.")
