@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import analyze, catalog, count, measure, report, sweep
+from vitbench.cli import analyze, catalog, check, count, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -69,6 +69,7 @@ app.command("cka", rich_help_panel="Look inside", cls=analyze.PathsCommand)(anal
 app.command("receptive-field", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.receptive_field)
 app.command("feature-maps", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.feature_maps)
 app.command("analyze", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.analyze)
+app.command("check", rich_help_panel="Judge")(check.check)
 app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
 app.command("show", rich_help_panel="Catalog")(catalog.show)
