@@ -83,6 +83,14 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def regress(session: nox.Session) -> None:
+    """The catalog against results/baseline.json, and times against where HEAD left origin/main; `-- --update` remakes it."""
+    _install(session)
+    suite, baseline = "results/regress.toml", "results/baseline.json"
+    session.run("vitbench", "check", suite, "--baseline", baseline, *session.posargs)
+
+
+@nox.session
 def results(session: nox.Session) -> None:
     """Remakes the files in results/."""
     _install(session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,41 @@ def test_the_commands_device_and_dtype_go_before_the_suites(tmp_path: Path) -> N
     assert [(item.job.setting.device, item.job.setting.dtype) for item in items] == [("cpu", "bf16")]
 
 
+CHECKS = """
+title = "t"
+[[run]]
+models = "vit_ti16"
+[[threshold]]
+metric = "throughput"
+models = "vit_*"
+within = "5%"
+[[expected]]
+model = "swin_*"
+metric = "predicted_*"
+reason = "a mask that is kept"
+until = 2027-01-31
+[against]
+revision = "upstream/main"
+budget = "2m"
+"""
+
+
+def test_what_a_check_needs_is_read_and_a_sweep_leaves_it_alone(tmp_path: Path) -> None:
+    found = read(tmp_path, CHECKS)
+    (threshold,), (expected,) = found.thresholds, found.expected
+    assert (threshold.metric, threshold.models, threshold.within) == ("throughput_per_s", "vit_*", 0.05)
+    assert (expected.model, expected.metric, expected.until) == ("swin_*", "predicted_*", date(2027, 1, 31))
+    assert (found.against.revision, found.against.budget) == ("upstream/main", 120)
+    assert len(sweep.plan(found)) == 1
+    without = read(tmp_path, RUN)
+    assert (without.thresholds, without.expected, without.against.revision) == ((), (), "origin/main")
+
+
+def expected(**changes: str) -> str:
+    entry = {"model": '"*"', "metric": '"macs"', "reason": '"why"', "until": "2027-01-31"} | changes
+    return RUN + "[[expected]]\n" + "".join(f"{name} = {value}\n" for name, value in entry.items() if value)
+
+
 def test_what_is_asked_twice_is_measured_once(tmp_path: Path) -> None:
     runs = '[[run]]\nmodels = "vit_ti16"\n[[run]]\nfamilies = "vit"\n'
     names = [item.job.setting.model for item in sweep.plan(read(tmp_path, f'title = "t"\n{runs}'))]
@@ -111,6 +147,31 @@ RUN = 'title = "t"\n[[run]]\nmodels = "vit_ti16"\n'
         ('[run]\nmodels = "a"\n', ["title: is missing", "run: should be several tables", "[[run]]"]),
         ('title = "t"\n', ["run: is missing"]),
         (RUN + 'amp = "yes"\nmod = "train"', ["run[0].amp: should be true or false", "run[0].mod: ", "mean mode"]),
+        (
+            RUN + '[[threshold]]\nmetric = "predicted"\nwithin = 5',
+            [
+                "threshold[0].metric: 'predicted' may be predicted_",
+                'threshold[0].within: 5 is not a part below 100 %, such as "5%"',
+            ],
+        ),
+        (RUN + '[[threshold]]\nmetric = "speed"\nwithin = "5%"', ["threshold[0].metric: No column named 'speed'"]),
+        (RUN + '[[threshold]]\nmetric = "macs"\nwithin = "-1%"', ["threshold[0].within: '-1%' is not a part"]),
+        (RUN + '[[threshold]]\nmetric = "macs"', ["threshold[0].within: is missing"]),
+        (
+            RUN + '[[threshold]]\nmodel = "a"',
+            ["threshold[0].model: There is no key named 'model'. Did you mean models?"],
+        ),
+        (RUN + '[threshold]\nmetric = "macs"', ["threshold: should be several tables, each written [[threshold]]"]),
+        (expected(reason=""), ["expected[0].reason: is missing"]),
+        (expected(reason='""'), ["expected[0].reason: is empty"]),
+        (expected(until=""), ["expected[0].until: is missing"]),
+        (expected(until='"2027-01-31"'), ["expected[0].until: should be a date such as 2027-01-31, without quotes"]),
+        (expected(until="2027-01-31T10:00:00"), ["expected[0].until: should be a date such as 2027-01-31"]),
+        (expected(metric='"mac"'), ["expected[0].metric: No column named 'mac'"]),
+        (RUN + '[against]\nbudget = "soon"', ["against.budget: 'soon' is not a time above zero"]),
+        (RUN + '[against]\nrevision = ""', ["against.revision: is empty"]),
+        (RUN + '[against]\nrev = "main"', ["against.rev: There is no key named 'rev'", "Known are revision, budget"]),
+        (RUN + "[[against]]\n", ["against: should be a table, written [against]"]),
         ('title = "t"\nthis is no TOML\n', ["mine.toml is no TOML", "line 2"]),
     ],
 )

@@ -66,12 +66,13 @@ def _checkout() -> tuple[str | None, bool | None]:
     package = Path(vitbench.__file__).resolve().parent
     if not (package.parent / ".git").exists():
         return None, None
-    commit = _git(package, "rev-parse", "HEAD")
-    changes = _git(package, "status", "--porcelain")
+    commit = git(package, "rev-parse", "HEAD")
+    changes = git(package, "status", "--porcelain")
     return commit or None, None if changes is None else bool(changes)
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """Gives what git prints in a folder; None where it fails, or there is no git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True

@@ -1,15 +1,18 @@
 """Reads a suite: a TOML file that says what to measure, checked before anything is.
 
 The keys of a `[[run]]` are the options of `vitbench bench` and `max-batch`, with underscores; what may be
-several is one value or a list.
+several is one value or a list. What `vitbench check` needs beside them, `[[threshold]]`, `[[expected]]` and `[against]`, a sweep
+leaves alone.
 """
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench import bench, timing
+from vitbench import ab, bench, compare, duel, timing
+from vitbench.changes import Change
 from vitbench.errors import BadInput, NotSupported, UnknownName
 from vitbench.measure import AUTO, Ask
 from vitbench.metrics import METRICS
@@ -66,6 +70,32 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _amount(value: Any) -> int:
     return parse_memory(str(value))
+
+
+def _column(name: str) -> str:
+    try:
+        return compare.column_of(name)
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+
+
+def _columns(name: str) -> str:
+    return name if any(sign in name for sign in "*?[") else _column(name)
+
+
+def _share(value: Any) -> float:
+    text = str(value)
+    with suppress(ValueError):
+        if text.endswith("%") and 0 <= (share := float(text[:-1]) / 100) < 1:
+            return share
+    raise ValueError(f'{value!r} is not a part below 100 %, such as "5%"')
+
+
+def _budget(value: Any) -> float:
+    try:
+        return ab.parse_budget(str(value))
+    except BadInput as error:
+        raise ValueError(str(error)) from error
 
 
 _Several = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
@@ -152,6 +182,40 @@ class Run(BaseModel):
         )
 
 
+class Threshold(BaseModel):
+    """One table `[[threshold]]`: by how much a column may change; of those that fit, the last counts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    metric: Annotated[str, AfterValidator(_column)]
+    models: str = "*"
+    within: Annotated[float, PlainValidator(_share)]
+
+
+class Expected(BaseModel):
+    """One table `[[expected]]`: a change that is known, and until when it is excused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: str
+    metric: Annotated[str, AfterValidator(_columns)]
+    reason: Annotated[str, _AtLeastOne]
+    until: datetime.date
+
+    def fits(self, change: Change) -> bool:
+        """Tells whether a change is meant; one of a whole row has no column, which "*" alone fits."""
+        return fnmatchcase(change.model, self.model) and fnmatchcase(change.column, self.metric)
+
+
+class Against(BaseModel):
+    """The table `[against]`: what times are compared with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    revision: Annotated[str, _AtLeastOne] = "origin/main"
+    budget: Annotated[float, PlainValidator(_budget)] = duel.RULE.budget_s
+
+
 class _Document(BaseModel):
     """The whole file."""
 
@@ -159,6 +223,9 @@ class _Document(BaseModel):
 
     title: str
     run: Annotated[list[Run], _AtLeastOne]
+    threshold: list[Threshold] = []
+    expected: list[Expected] = []
+    against: Against = Against()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +237,18 @@ class Suite:
         text: as it stands in the file.
         title: what it is for, in a line.
         runs: its tables `[[run]]`.
+        thresholds: its tables `[[threshold]]`.
+        expected: its tables `[[expected]]`.
+        against: its table `[against]`.
     """
 
     name: str
     text: str
     title: str
     runs: tuple[Run, ...]
+    thresholds: tuple[Threshold, ...]
+    expected: tuple[Expected, ...]
+    against: Against
 
 
 def read(name: str) -> Suite:
@@ -203,20 +276,35 @@ def read(name: str) -> Suite:
     except ValidationError as error:
         found = [f"{name}: {_said(one)}" for one in error.errors(include_url=False)]
         raise BadInput("\n".join(found)) from error
-    return Suite(name=name, text=text, title=document.title, runs=tuple(document.run))
+    return Suite(
+        name=name,
+        text=text,
+        title=document.title,
+        runs=tuple(document.run),
+        thresholds=tuple(document.threshold),
+        expected=tuple(document.expected),
+        against=document.against,
+    )
 
 
 # By pydantic's kinds of error; its own words for the others begin with "Input should be".
 _WORDS = {
     "missing": "is missing",
     "too_short": "is empty",
-    "model_type": "should be a table, written [[run]]",
-    "list_type": "should be several tables, each written [[run]], with two brackets",
+    "string_too_short": "is empty",
+    "model_type": "should be a table, written {table}",
+    "list_type": "should be several tables, each written {table}, with two brackets",
+    "date_type": "should be a date such as 2027-01-31, without quotes",
     "string_type": "should be a text in quotes",
     "int_type": "should be a whole number",
     "float_type": "should be a number",
     "bool_type": "should be true or false",
 }
+
+
+_TOLD_ENOUGH = ("missing", "too_short", "string_too_short")
+
+_TABLES: dict[Any, type[BaseModel]] = {"run": Run, "threshold": Threshold, "expected": Expected, "against": Against}
 
 
 def _said(error: Mapping[str, Any]) -> str:
@@ -225,11 +313,12 @@ def _said(error: Mapping[str, Any]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
     kind = error["type"]
     if kind == "extra_forbidden":
-        known = (Run if len(place) > 1 else _Document).model_fields
+        known = (_TABLES[place[0]] if len(place) > 1 else _Document).model_fields
         unknown = UnknownName("key", str(place[-1]), known, hint=f"Known are {', '.join(known)}.")
         return f"{key}: {unknown}"
     if kind == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    words = _WORDS.get(kind) or error["msg"].removeprefix("Input ")
-    told = isinstance(error["input"], bool | int | float | str) and kind not in ("missing", "too_short")
+    table = f"[{place[0]}]" if place[0] == "against" else f"[[{place[0]}]]"
+    words = _WORDS.get(kind, error["msg"].removeprefix("Input ")).replace("{table}", table)
+    told = isinstance(error["input"], bool | int | float | str) and kind not in _TOLD_ENOUGH
     return f"{key}: {words}, not {error['input']!r}" if told else f"{key}: {words}"

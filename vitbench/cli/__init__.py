@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import vitbench
-from vitbench.cli import ab, analyze, catalog, compare, count, doctor, measure, report, sweep
+from vitbench.cli import ab, analyze, catalog, check, compare, count, doctor, measure, report, sweep
 from vitbench.errors import VitbenchError
 from vitbench.units import printable
 
@@ -74,6 +74,7 @@ app.command("receptive-field", rich_help_panel="Look inside", cls=analyze.PathsC
 app.command("feature-maps", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.feature_maps)
 app.command("analyze", rich_help_panel="Look inside", cls=analyze.PathsCommand)(analyze.analyze)
 app.command("compare", rich_help_panel="Judge")(compare.compare)
+app.command("check", rich_help_panel="Judge")(check.check)
 app.command("plot", rich_help_panel="Report")(report.plot)
 app.command("report", rich_help_panel="Report")(report.report)
 app.command("list", rich_help_panel="Catalog")(catalog.list_)
