@@ -262,3 +262,18 @@ def test_false_discoveries_are_held_as_benjamini_and_hochberg_do() -> None:
     p_values += [0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0000]
     assert survivors(p_values) == [True] * 4 + [False] * 11
     assert survivors([]) == []
+
+
+@pytest.mark.parametrize(("count", "noise"), [(2, 0.005), (2, 0.03), (5, 0.03), (5, 0.1)])
+def test_the_interval_covers_no_change_as_often_as_it_says(count: int, noise: float) -> None:
+    """Simulated sessions of equal code: 95 % of 1000 intervals hold 1, give or take 3 %, and few verdicts are wrong."""
+    random = numpy.random.default_rng(0)
+
+    def session() -> list[list[float]]:
+        logs = random.normal(0, judging.SESSION_SPREAD) + random.normal(0, noise, count)
+        return [[float(time)] for time in numpy.exp(logs)]
+
+    found = [timed(session(), session(), better="lower", threshold=0.10) for _ in range(1000)]
+    covered = sum(one.low is not None and one.high is not None and one.low <= 1 <= one.high for one in found)
+    assert 920 <= covered <= 980
+    assert sum(one.verdict in ("regressed", "improved") for one in found) <= 5

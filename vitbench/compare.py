@@ -43,10 +43,11 @@ _MACHINE_OF_TIMES = (
     "instruction_set",
     "matmul_precision",
     "cudnn_benchmark",
+    "threads",
 )
 # What the memory and the rounding of a pass depend on, other than the software, whose changes are findings.
 _DEVICE = ("device_name", "device_memory_bytes", "driver", "runtime")
-_CPU = ("platform", "cpu", "cores", "instruction_set")
+_CPU = ("platform", "cpu", "cores", "instruction_set", "threads")
 _OF_DEVICE = ("Measured", "MaxBatch", "Fingerprint")
 _MOMENTARY = ("time", "clock_mhz")
 _MOST_LISTED = 3
@@ -296,9 +297,6 @@ class _Judge:
         lines = _both(before, after, column.name)
         change = replace(change, ratio=judging.ratio(change.before, change.after))
         machines = _differing(lines, _MACHINE_OF_TIMES, needed=("cpu", "torch"))
-        if before.threads != after.threads:
-            threads = f"threads {before.threads or 'not told'}, then {after.threads or 'not told'}"
-            machines = "; ".join(filter(None, (machines, threads)))
         if machines:
             return replace(change, verdict="incomparable", note=f"another machine or software: {machines}")
         if column.name not in _SAMPLES:
@@ -365,9 +363,10 @@ def _differing(lines: tuple[Line, Line], names: Iterable[str], needed: Sequence[
     """Gives the fields of two rows' environments that differ, or that both lack though they are needed, with both values."""
     found = []
     for name in names:
-        before, after = (matching.plain(line, f"environment_{name}") for line in lines)
+        column = name if name == "threads" else f"environment_{name}"
+        before, after = (matching.plain(line, column) for line in lines)
         if before != after or (name in needed and not before):
-            found.append(_against(name, lines, f"environment_{name}"))
+            found.append(_against(name, lines, column))
     return "; ".join(found)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy
@@ -97,7 +98,7 @@ def timed(
         better: "lower": the value is a time; "higher": it is a rate, the inverse of one. The ratio is that of the values.
         threshold: relative change up to which it is the same.
     """
-    logs = [numpy.log([numpy.median(process) for process in side]) for side in (before, after)]
+    logs = [numpy.log([median(process) for process in side]) for side in (before, after)]
     # Of times: above zero is slower.
     shift = float(logs[1].mean() - logs[0].mean())
     sign = -1.0 if better == "higher" else 1.0

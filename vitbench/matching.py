@@ -150,7 +150,7 @@ def plain(row: Mapping[str, Any], column: str) -> str:
 
 def _clean(text: str) -> str:
     """Gives a text that any file can hold: JSON may spell half a surrogate pair."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _text(row: Line, column: str) -> str | None:
