@@ -17,10 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from vitbench import labels, results, rows
-from vitbench.axes import Scale, canvas, caption, columns, height_in, legend, set_scale
+from vitbench.axes import Scale, canvas, caption, fill, height_in, legend, set_scale
 from vitbench.errors import BadInput
 from vitbench.labels import Dot
-from vitbench.pictures import COLORS, GREY, plain, wrapped
+from vitbench.pictures import COLORS, GREY, plain
 from vitbench.units import count, milliseconds
 
 _WIDTH_IN = 7.0
@@ -264,7 +264,7 @@ def _drawn(points: Sequence[Point], roofs: Sequence[Roof], sentences: str) -> Fi
     lines = [(low, first.over(low)), corner, (first.ridge, floor), corner, (high, first.over(high))]
     without = labels.place(ax, [*taken, *dots], rules=lines)
     if without:
-        below.set_text(wrapped(f"{sentences} Without a label, for want of room: {len(without)}.", columns(width)))
+        fill(below, f"{sentences} Without a label, for want of room: {len(without)}.", width)
     return figure
 
 
