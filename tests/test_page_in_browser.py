@@ -92,6 +92,12 @@ def opened(browser: webdriver.Chrome, results_page: Path) -> webdriver.Chrome:
     return go(browser, results_page)
 
 
+@pytest.fixture
+def standing(browser: webdriver.Chrome, results_page: Path) -> webdriver.Chrome:
+    """The same as another test has left it: for those that do not mind, since plotly takes its second to load."""
+    return browser if browser.current_url == results_page.as_uri() else go(browser, results_page)
+
+
 def go(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: str = "light") -> webdriver.Chrome:
     browser.get("about:blank")
     for kind in ("browser", "performance"):
@@ -132,8 +138,8 @@ def requests(browser: webdriver.Chrome) -> list[str]:
     return [url for url in sent if not url.startswith("data:")]
 
 
-def test_a_heading_sorts_by_value_and_back(opened: webdriver.Chrome) -> None:
-    throughput = table(opened, "throughput")
+def test_a_heading_sorts_by_value_and_back(standing: webdriver.Chrome) -> None:
+    throughput = table(standing, "throughput")
     place, heading = head(throughput, "Median")
     button = heading.find_element(By.TAG_NAME, "button")
     button.click()
@@ -150,8 +156,8 @@ def test_a_heading_sorts_by_value_and_back(opened: webdriver.Chrome) -> None:
     assert heading.get_attribute("aria-sort") == "none"
 
 
-def test_what_is_empty_stands_last_either_way(opened: webdriver.Chrome) -> None:
-    throughput = table(opened, "throughput")
+def test_what_is_empty_stands_last_either_way(standing: webdriver.Chrome) -> None:
+    throughput = table(standing, "throughput")
     place, heading = head(throughput, "Note")
     for _ in range(2):
         heading.find_element(By.TAG_NAME, "button").click()
@@ -159,23 +165,23 @@ def test_what_is_empty_stands_last_either_way(opened: webdriver.Chrome) -> None:
         assert column(throughput, place)[-6:] == [""] * 6
 
 
-def test_the_filter_leaves_rows_with_all_its_words_and_says_how_many(opened: webdriver.Chrome) -> None:
-    throughput = table(opened, "throughput")
+def test_the_filter_leaves_rows_with_all_its_words_and_says_how_many(standing: webdriver.Chrome) -> None:
+    throughput = table(standing, "throughput")
     box = throughput.find_element(By.XPATH, "ancestor::div[@class='data']")
     said = box.find_element(By.TAG_NAME, "output")
-    assert said.text == "14 rows"
+    assert said.text.startswith("14 rows")
     field = box.find_element(By.CSS_SELECTOR, "input[type=search]")
     field.send_keys("SMALL 128")
     assert column(throughput, 0) == ["small"]
-    assert said.text == "1 of 14 rows"
+    assert said.text.startswith("1 of 14 rows")
     assert said.get_attribute("aria-live") == "polite"
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(Keys.DELETE)
     assert len(column(throughput, 0)) == 14
 
 
-def test_all_columns_are_shown_when_asked_for(opened: webdriver.Chrome) -> None:
-    throughput = table(opened, "throughput")
+def test_all_columns_are_shown_when_asked_for(standing: webdriver.Chrome) -> None:
+    throughput = table(standing, "throughput")
     _, hidden = head(throughput, "Inputs/s")
     assert hidden.is_displayed()
     more = throughput.find_elements(By.CSS_SELECTOR, "thead .more")
@@ -192,20 +198,20 @@ def hovered(browser: webdriver.Chrome, plot: WebElement) -> str:
 
 
 @pytest.mark.parametrize("id", ["tradeoff", "scaling"])
-def test_pointing_at_a_point_tells_what_it_is(opened: webdriver.Chrome, id: str) -> None:
-    plot = opened.find_element(By.CSS_SELECTOR, f"#{id} .plot")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", plot)
+def test_pointing_at_a_point_tells_what_it_is(standing: webdriver.Chrome, id: str) -> None:
+    plot = standing.find_element(By.CSS_SELECTOR, f"#{id} .plot")
+    standing.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", plot)
     point = plot.find_element(By.CSS_SELECTOR, ".scatterlayer .points path")
-    ActionChains(opened).move_to_element(point).perform()
-    label = hovered(opened, plot)
+    ActionChains(standing).move_to_element(point).perform()
+    label = hovered(standing, plot)
     assert re.search(r"(small|large), 3x\d+x\d+", label)
     assert "Inputs per second: " in label
 
 
-def test_an_axis_can_be_chosen(opened: webdriver.Chrome) -> None:
-    section = opened.find_element(By.ID, "tradeoff")
+def test_an_axis_can_be_chosen(standing: webdriver.Chrome) -> None:
+    section = standing.find_element(By.ID, "tradeoff")
     Select(section.find_element(By.CSS_SELECTOR, "select[data-axis=x]")).select_by_visible_text("Parameters")
-    WebDriverWait(opened, 10).until(
+    WebDriverWait(standing, 10).until(
         lambda _: section.find_element(By.CSS_SELECTOR, ".xtitle").get_attribute("textContent") == "Parameters"
     )
 
