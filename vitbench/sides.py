@@ -554,7 +554,8 @@ class Side:
             raise SideFailed(self.name, self._ready["error"])
         own, other = socket.socketpair()
         with own, other:
-            socket.send_fds(control, [b"{}\n"], [other.fileno()])
+            with contextlib.suppress(OSError):  # a server that has ended gives no answer
+                socket.send_fds(control, [b"{}\n"], [other.fileno()])
             process = self._answer(control)["process"]
             other.close()
             line = own.makefile("wb"), own.makefile("rb")
@@ -563,8 +564,12 @@ class Side:
         def end() -> int:
             with self._lock:
                 if not ended:
-                    control.sendall(json.dumps({"end": process}).encode() + b"\n")
-                    ended.append(self._answer(control)["status"])
+                    try:
+                        control.sendall(json.dumps({"end": process}).encode() + b"\n")
+                        ended.append(self._answer(control)["status"])
+                    except (OSError, SideFailed):
+                        # The server has ended, which only the system does; close() ends what it left.
+                        ended.append(-signal.SIGKILL)
             return ended[0]
 
         return SideWorker(self.name, line, request, end=end, said=said, limit_s=self._limit_s)
@@ -577,11 +582,10 @@ class Side:
             while not text.endswith(b"\n") and (more := control.recv(4096)):
                 text += more
         if not text.endswith(b"\n"):
+            why = "" if self._ready else ", for which it needs Python 3.11 or later"
             said = self._said(since=0)
             raise SideFailed(
-                self.name,
-                f"{self._place.python} runs no worker, for which it needs Python 3.11 or later"
-                + (f": it said {said}" if said else ""),
+                self.name, f"{self._place.python} runs no worker{why}" + (f": it said {said}" if said else "")
             )
         found: dict[str, Any] = json.loads(text)
         return found
