@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -321,18 +322,12 @@ def test_code_that_is_not_of_the_revision_is_not_measured(tmp_path: Path, monkey
     who = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
     for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "one")):
         subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
-    spec = sides.parse("git:HEAD")
-    with (
-        sides.opened([spec], say=print) as (side,),
-        pytest.raises(sides.SideFailed, match="vit_lite_2_4_32 uses nothing of git:HEAD"),
-    ):
-        side.start("vit_lite_2_4_32", sides.Options(device="cpu"))
     # Not in the revision, but found in the repository itself: as it is where a package is installed from there.
     (tmp_path / "slept_for_tests.py").write_text(SLEEPING.format(seconds=0, more=""))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with (
-        sides.opened([spec], say=print) as (side,),
-        pytest.raises(sides.SideFailed, match="slept_for_tests is not in git:HEAD"),
-    ):
-        side.start("slept_for_tests:Net", sides.Options(device="cpu", input=(3, 2, 4)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with sides.opened([sides.parse("git:HEAD")], say=print) as (side,):
+        with pytest.raises(sides.SideFailed, match="vit_lite_2_4_32 uses nothing of git:HEAD"):
+            side.start("vit_lite_2_4_32", sides.Options(device="cpu"))
+        with pytest.raises(sides.SideFailed, match="slept_for_tests is not in git:HEAD"):
+            side.start("slept_for_tests:Net", sides.Options(device="cpu", input=(3, 2, 4)))

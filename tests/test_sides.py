@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import psutil
 import pytest
 
@@ -156,18 +157,20 @@ def test_an_environment_is_made_once_and_anew_where_its_making_failed(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made: list[Sequence[str]] = []
+    lie_over: list[Sequence[str]] = []
     said: list[str] = []
 
-    def failing(folder: Path, requirements: Sequence[str]) -> None:
+    def failing(folder: Path, requirements: Sequence[str], over: Sequence[str]) -> None:
         folder.mkdir()
         (folder / "half").touch()
         raise KeyboardInterrupt
 
-    def make(folder: Path, requirements: Sequence[str]) -> None:
+    def make(folder: Path, requirements: Sequence[str], over: Sequence[str]) -> None:
         assert not folder.exists()
         folder.mkdir()
         time.sleep(0.2)
         made.append(requirements)
+        lie_over.append(over)
 
     with pytest.raises(KeyboardInterrupt):
         sides.environment_of(["timm==1.0.20"], say=said.append, make=failing)
@@ -188,6 +191,24 @@ def test_an_environment_is_made_once_and_anew_where_its_making_failed(
     other = sides.environment_of(["torch==2.13"], say=said.append, make=make)
     assert other.is_relative_to(tmp_path / "vitbench" / "envs")
     assert len(made) == 2
+    # Over the packages that are here; over none of them where they may need the torch that is here.
+    (first, second) = lie_over
+    assert Path(pytest.__file__).parent.parent in map(Path, first)
+    assert not second
+
+
+def test_an_environment_finds_what_is_here_and_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing need be installed: what is required is here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    python = sides.environment_of(["filelock"], say=lambda text: None)
+    code = "import filelock, sys; print(filelock.__file__); print(*sys.path, sep='\\n')"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    found, *path = done.stdout.splitlines()
+    assert found == filelock.__file__
+    first = next(place for place in path if place.endswith("site-packages"))
+    assert Path(first).is_relative_to(tmp_path)
+    assert (python.parent.parent / sides._READY).exists()
 
 
 def test_what_pip_cannot_install_is_told_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +216,8 @@ def test_what_pip_cannot_install_is_told_and_not_kept(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(BadInput, match="pip cannot install torch==0.0.1 .*: No matching distribution"):
-        sides.environment_of(["torch==0.0.1"], say=lambda text: None)
+    with pytest.raises(BadInput, match="pip install .*filelock==0.0.1 .*: No matching distribution"):
+        sides.environment_of(["filelock==0.0.1"], say=lambda text: None)
     assert not list(tmp_path.rglob(sides._READY))
 
 
@@ -346,6 +367,20 @@ def test_no_python_is_told(tmp_path: Path) -> None:
     with pytest.raises(sides.SideFailed, match=r"needs Python 3\.11 or later: it said Unknown option: -P"):
         side.start("vit_b16", sides.Options())
     side.close()
+
+
+def test_a_server_that_is_killed_is_told(folder: Path) -> None:
+    """As the system does where memory runs out."""
+    side = sides.Side(sides.Spec(), sides.Place(python=Path(sys.executable), folder=folder), limit_s=120)
+    worker = side.start("fought_for_tests:Net", OPTIONS)
+    side._server.kill()
+    worker.close()
+    with pytest.raises(sides.SideFailed, match="runs no worker"):
+        side.start("fought_for_tests:Net", OPTIONS)
+    children = psutil.Process().children()
+    side.close()
+    _, alive = psutil.wait_procs([one for one in children if one.pid == side._server.pid], timeout=10)
+    assert not alive
 
 
 KILLED = """

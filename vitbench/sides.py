@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -320,51 +320,55 @@ def _python_of(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-def _make(folder: Path, requirements: Sequence[str]) -> None:
-    """Makes an environment and has pip fill it; its progress goes to standard error."""
-    made = subprocess.run(
-        [sys.executable, "-m", "venv", folder],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        raise BadInput(f"Cannot make an environment in {folder}: {(made.stdout.strip().splitlines() or [''])[-1]}.")
+def _make(folder: Path, requirements: Sequence[str], over: Sequence[str]) -> None:
+    """Makes an environment over folders of packages and has pip fill it; its progress goes to standard error."""
+    python = _python_of(folder)
+    _run("venv", "--without-pip", str(folder), python=Path(sys.executable))
+    # As if they were its own, with the links to folders that they hold; what is installed here comes before.
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in over]
+    for site in folder.rglob("site-packages"):
+        (site / "vitbench-over.pth").write_text("".join(lines), encoding="utf-8")
+    _run("ensurepip", python=python)
+    _run("pip", "install", "--disable-pip-version-check", *requirements, python=python)
+
+
+def _run(*module: str, python: Path) -> None:
     done = subprocess.run(
-        [_python_of(folder), "-m", "pip", "install", "--disable-pip-version-check", *requirements],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+        [python, "-m", *module], stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-        said = [line.partition("ERROR:")[2].strip() for line in done.stderr.splitlines() if "ERROR:" in line]
+        said = [line.removeprefix("ERROR: ") for line in done.stderr.strip().splitlines() if line.strip()]
+        told = [line for line in said if f"ERROR: {line}" in done.stderr] or said[-1:] or ["no reason given"]
         raise BadInput(
-            f"pip cannot install {' '.join(requirements)}: {said[-1] if said else done.stderr.strip()[-200:]}; "
-            "its own settings, such as PIP_EXTRA_INDEX_URL, say where it looks."
+            f"Cannot make an environment, {' '.join(module)}: {told[-1]}; "
+            "pip's own settings, such as PIP_EXTRA_INDEX_URL, say where it looks."
         )
 
 
 def environment_of(
-    requirements: Sequence[str], *, say: Say, make: Callable[[Path, Sequence[str]], None] = _make
+    requirements: Sequence[str], *, say: Say, make: Callable[[Path, Sequence[str], Sequence[str]], None] = _make
 ) -> Path:
-    """Gives the Python of an environment that has what is required, and for the rest torch and timm as they are here.
+    """Gives the Python of an environment that has what is required, and all else as it is here.
 
-    It is kept in the user's cache and made once; one whose making was interrupted is made anew.
+    Where another torch is required, all else is only torch and timm: packages that were compiled for this torch may not work with
+    another. It is kept in the user's cache and made once; one whose making was interrupted is made anew.
 
     Args:
         requirements: as pip takes them.
         say: is told of what takes long.
-        make: makes an environment in a folder and installs requirements into it.
+        make: makes an environment in a folder, installs requirements into it, and has it find what lies in others besides.
 
     Raises:
         BadInput: the requirements cannot be installed, or the folder cannot be written.
     """
     named = {canonicalize_name(Requirement(one).name) for one in requirements}
     wanted = [*requirements, *(f"{name}=={version(name)}" for name in _NEEDED if name not in named)]
-    key = hashlib.sha256("\n".join([platform.python_version(), sys.base_prefix, *wanted]).encode()).hexdigest()[:16]
+    over: list[str] = []
+    parts = [platform.python_version(), sys.base_prefix, *wanted]
+    if named.isdisjoint(("torch", "torchvision")):
+        over = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+        parts += [*over, *sorted(f"{one.name}=={one.version}" for one in distributions(path=over))]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitbench" / "envs" / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -372,7 +376,7 @@ def environment_of(
             if not (folder / _READY).exists():
                 say(f"Installing {', '.join(wanted)} into {folder}; this is done once.")
                 shutil.rmtree(folder, ignore_errors=True)
-                make(folder, wanted)
+                make(folder, wanted, over)
                 (folder / _READY).write_text("\n".join(wanted) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"Cannot make an environment in {folder}: {error.strerror}.") from error
@@ -550,7 +554,8 @@ class Side:
             raise SideFailed(self.name, self._ready["error"])
         own, other = socket.socketpair()
         with own, other:
-            socket.send_fds(control, [b"{}\n"], [other.fileno()])
+            with contextlib.suppress(OSError):  # a server that has ended gives no answer
+                socket.send_fds(control, [b"{}\n"], [other.fileno()])
             process = self._answer(control)["process"]
             other.close()
             line = own.makefile("wb"), own.makefile("rb")
@@ -559,8 +564,12 @@ class Side:
         def end() -> int:
             with self._lock:
                 if not ended:
-                    control.sendall(json.dumps({"end": process}).encode() + b"\n")
-                    ended.append(self._answer(control)["status"])
+                    try:
+                        control.sendall(json.dumps({"end": process}).encode() + b"\n")
+                        ended.append(self._answer(control)["status"])
+                    except (OSError, SideFailed):
+                        # The server has ended, which only the system does; close() ends what it left.
+                        ended.append(-signal.SIGKILL)
             return ended[0]
 
         return SideWorker(self.name, line, request, end=end, said=said, limit_s=self._limit_s)
@@ -573,11 +582,10 @@ class Side:
             while not text.endswith(b"\n") and (more := control.recv(4096)):
                 text += more
         if not text.endswith(b"\n"):
+            why = "" if self._ready else ", for which it needs Python 3.11 or later"
             said = self._said(since=0)
             raise SideFailed(
-                self.name,
-                f"{self._place.python} runs no worker, for which it needs Python 3.11 or later"
-                + (f": it said {said}" if said else ""),
+                self.name, f"{self._place.python} runs no worker{why}" + (f": it said {said}" if said else "")
             )
         found: dict[str, Any] = json.loads(text)
         return found
