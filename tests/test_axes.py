@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vitbench import axes
+from vitbench.errors import BadInput
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,12 @@ def test_ticks_are_numbers_of_the_unit_within_the_limits(column: str, values: li
     assert [label.get_text() for label in ax.get_xticklabels()] == expected
     low, high = ax.get_xlim()
     assert low < min(values) <= max(values) < high
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e-300])
+def test_a_number_that_no_axis_shows_is_refused(value: float) -> None:
+    with pytest.raises(BadInput, match="latency_p90_ms holds .*, which no axis shows"):
+        axes.scale_of("latency_p90_ms", [1.0, value])
 
 
 def test_a_table_says_what_the_axis_says() -> None:

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from vitbench.errors import BadInput
 from vitbench.pictures import COLORS, GREY, SMALL, plain, wrapped
 from vitbench.units import count
 
@@ -22,6 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SIGNS_AN_INCH = 16
+_EXTREME = 1e100
 _BINARY = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 
 _WORDS = {
@@ -74,8 +76,14 @@ def scale_of(column: str, values: Sequence[float], *, zero: bool = False) -> Sca
         column: its name ends in its unit.
         values: all that will be drawn, at least one.
         zero: the axis begins at zero, as bars do.
+
+    Raises:
+        BadInput: a value is so large or so small that computing with it would overflow.
     """
     low, high = min(values), max(values)
+    for value in values:
+        if value and not 1 / _EXTREME < abs(value) < _EXTREME:
+            raise BadInput(f"{plain(column)} holds {value:g}, which no axis shows: leave that row out.")
     log = not zero and low > 0 and high / low > _LINEAR_RANGE
     name, unit = column, ""
     if column.endswith("_bytes"):

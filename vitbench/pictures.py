@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -34,11 +35,18 @@ def rendered(figure: Figure, ending: str) -> bytes:
     """
     file = BytesIO()
     # Else the names inside an SVG are drawn at random.
-    with matplotlib.rc_context({"svg.hashsalt": "vitbench"}), warnings.catch_warnings():
-        # A box in the picture shows it; a name in Chinese would be a warning a sign.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+    with matplotlib.rc_context({"svg.hashsalt": "vitbench"}), any_sign():
         figure.savefig(file, format=ending.removeprefix("."), dpi=200, metadata=TIMELESS[ending])
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def any_sign() -> Iterator[None]:
+    """Keeps matplotlib from warning of signs that its font lacks, while texts are measured or drawn."""
+    with warnings.catch_warnings():
+        # A box in the picture shows it; a name in Chinese would be a warning a sign.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+        yield
 
 
 def plain(text: str) -> str:

@@ -126,6 +126,15 @@ def test_a_folder_is_drawn_and_the_front_is_listed(tmp_path: Path) -> None:
     assert "Swin paper (arXiv 2103.14030) Table 1" in done.stderr
 
 
+def test_a_sign_that_the_font_lacks_is_a_box_and_no_warning(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("model,macs,top1,latency_median_ms\n模型,1,50,3\n", encoding="utf-8")
+    for chart in ("tradeoff", "latency"):
+        done = plot(chart, path, "-o", tmp_path / "x.png")
+        assert done.exit_code == 0, done.stderr
+        assert "Glyph" not in done.stderr
+
+
 def test_the_papers_figure_5_needs_no_results(tmp_path: Path) -> None:
     done = plot("fig5", "--output", tmp_path / "fig5.png")
     assert done.exit_code == 0, done.stderr

@@ -58,7 +58,7 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a chart of one or more result files."""
-    from vitbench.pictures import TIMELESS, rendered
+    from vitbench.pictures import TIMELESS, any_sign, rendered
 
     ending = output.suffix.lower()
     if ending not in TIMELESS:
@@ -74,7 +74,8 @@ def plot(
         raise BadInput(f"The chart {chart} needs RESULTS: give a result file or a folder of them.")
     results.check_writable(output)
     rows = [row for path in paths or [] for file in results.found(path) for row in results.read(file)]
-    figure = module.plot(rows, **options)
+    with any_sign():
+        figure = module.plot(rows, **options)
     results.write(output, rendered(figure, ending))
     if hasattr(module, "listing"):
         status(REPORTS.load("table").render(module.listing(rows, **options)).rstrip("\n"))
