@@ -60,6 +60,8 @@ def test_verdicts(
             activations=0,
             uncounted_elements=0,
             uncounted={},
+            operators={},
+            modules=[],
         )
         return [Row(setting=setting, findings={"flops": found})]
 

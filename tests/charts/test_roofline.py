@@ -117,7 +117,7 @@ def test_each_dtype_machine_and_number_of_threads_has_its_roof() -> None:
 def test_no_label_lies_over_another() -> None:
     found = [row(f"a_model_{number}", 20.0 * 1.3**number, 40.0 + number) for number in range(8)]
     figure = roofline.plot(found)
-    rendered(figure, ".png")
+    figure.draw_without_rendering()
     (ax,) = figure.axes
     texts = [text for text in ax.texts if isinstance(text, Annotation)]
     boxes = [text.get_window_extent() for text in texts]
