@@ -59,46 +59,18 @@ def script() -> str:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"SUITE": "ci.toml"}, ["check", "--output", "out", "--", "ci.toml"]),
+        ({"SUITE": "ci.toml"}, "check|--output|out|--|ci.toml"),
         (
             {"SUITE": "a b.toml", "BASELINE": "b.json", "AGAINST": "origin/x", "ARGUMENTS": "--strict --jobs 2"},
-            [
-                *[
-                    "check",
-                    "--output",
-                    "out",
-                    "--strict",
-                    "--jobs",
-                    "2",
-                    "--baseline",
-                    "b.json",
-                    "--against",
-                    "origin/x",
-                    "--",
-                ],
-                "a b.toml",
-            ],
+            "check|--output|out|--strict|--jobs|2|--baseline|b.json|--against|origin/x|--|a b.toml",
         ),
         (
             {"SUITE": "$(touch here); --help", "AGAINST": "`touch here`", "ARGUMENTS": "; touch here"},
-            [
-                "check",
-                "--output",
-                "out",
-                ";",
-                "touch",
-                "here",
-                "--against",
-                "`touch here`",
-                "--",
-                "$(touch here); --help",
-            ],
+            "check|--output|out|;|touch|here|--against|`touch here`|--|$(touch here); --help",
         ),
     ],
 )
-def test_the_action_gives_the_command_what_it_was_given(
-    given: dict[str, str], expected: list[str], tmp_path: Path
-) -> None:
+def test_the_action_gives_the_command_what_it_was_given(given: dict[str, str], expected: str, tmp_path: Path) -> None:
     told = tmp_path / "vitbench"
     told.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     told.chmod(0o755)
@@ -111,5 +83,5 @@ def test_the_action_gives_the_command_what_it_was_given(
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines() == expected
+    assert done.stdout.splitlines() == expected.split("|")
     assert [file.name for file in tmp_path.iterdir()] == ["vitbench"]

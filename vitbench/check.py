@@ -237,6 +237,9 @@ class Check:
         changes += [change for one in times for change in one.changes]
         marked, notes = self._marked(changes)
         told = [self._revision.told] if self._revision.commit and self.timed else []
+        # Said already, in the words of a check.
+        known = f"git:{self._revision.commit} is commit"
+        told += [note for one in times for note in one.notes if not note.startswith(known)]
         return Comparison(
             base=self._name,
             head=HERE,
@@ -246,7 +249,7 @@ class Check:
                 name: both for name, both in _joined(one.differences for one in (*times, counts)).items() if both[0]
             },
             environment=_joined(one.environment for one in (*times, counts)),
-            notes=tuple(dict.fromkeys([*notes, *counts.notes, *told, *(note for one in times for note in one.notes)])),
+            notes=tuple(dict.fromkeys([*notes, *counts.notes, *told])),
             commands=(self._command,) if self._command else (),
         )
 
