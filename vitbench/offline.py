@@ -65,5 +65,6 @@ _ENVIRONMENT = Environment(
     finalize=_finalized,
     trim_blocks=True,
     lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 _ENVIRONMENT.filters["longest_word"] = lambda text: max(map(len, str(text).split()), default=0)
