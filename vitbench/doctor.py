@@ -111,6 +111,7 @@ def noise(
     Raises:
         duel.WorkerFailed: the model could not be run.
     """
+    start().close()  # imports, and reads from disk, what later ones need not
     found = duel.control(start, budget_s=budget_s, rule=rule, clock=clock, tell=tell).estimate
     if not math.isfinite(found.half_width):
         few = Fact(

@@ -49,7 +49,7 @@ def _noise(budget: str) -> tuple[list[Fact], str]:
     from vitbench.duel import Progress, WorkerFailed
 
     def tell(progress: Progress) -> None:
-        status(f"{verb.NOISE_MODEL} with itself: {progress.rounds} rounds, {progress.spent_s:.0f} s.")
+        status(f"{verb.NOISE_MODEL} with itself: round {progress.rounds}, {progress.spent_s:.0f} s.")
 
     budget_s = parse_budget(budget)
     try:
