@@ -360,12 +360,15 @@ def _another_limit(lines: tuple[Line, Line]) -> str:
 
 
 def _differing(lines: tuple[Line, Line], names: Iterable[str], needed: Sequence[str] = ()) -> str:
-    """Gives the fields of two rows' environments that differ, or that both lack though they are needed, with both values."""
+    """Gives the fields of two rows' environments that differ, with both values.
+
+    What only one of them tells is no difference, but for the fields that are needed.
+    """
     found = []
     for name in names:
         column = name if name == "threads" else f"environment_{name}"
         before, after = (matching.plain(line, column) for line in lines)
-        if before != after or (name in needed and not before):
+        if (before != after and ((before and after) or needed)) or (name in needed and not before):
             found.append(_against(name, lines, column))
     return "; ".join(found)
 

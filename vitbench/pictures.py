@@ -51,7 +51,7 @@ def any_sign() -> Iterator[None]:
 
 def plain(text: str) -> str:
     """Gives a text from a file or a user as one line that a font can set; draw it with `parse_math=False`."""
-    return " ".join(printable(text).encode("utf-8", "replace").decode().split())
+    return " ".join(printable(text).split())
 
 
 def wrapped(text: str, width: int) -> str:

@@ -65,13 +65,13 @@ def milliseconds(value: float) -> str:
 def printable(text: str) -> str:
     """Gives a text without control characters, which could move a terminal's cursor or worse; line ends stay.
 
-    Half of a surrogate pair, which no file can hold, and signs that turn the direction of reading are left out too.
+    Signs that turn the direction of reading are left out too; half of a surrogate pair, which no file can hold, is shown as "?".
     """
+    whole = text.encode("utf-8", "replace").decode()
     return "".join(
         sign
-        for sign in text
-        if sign == "\n"
-        or (unicodedata.category(sign) not in ("Cc", "Cs") and unicodedata.bidirectional(sign) not in _TURNING)
+        for sign in whole
+        if sign == "\n" or (unicodedata.category(sign) != "Cc" and unicodedata.bidirectional(sign) not in _TURNING)
     )
 
 

@@ -121,7 +121,7 @@ def ab(
         )
     )
     try:
-        with _drawn() as tell:
+        with drawn() as tell:
             contest.run(say=status, tell=tell)
     except KeyboardInterrupt:
         if contest.measured:
@@ -133,7 +133,7 @@ def ab(
 
 
 @contextmanager
-def _drawn() -> Iterator[Tell]:
+def drawn() -> Iterator[Tell]:
     """Gives what shows, on standard error where that is a terminal, how far the measurement is; drawn once a round."""
     console = Console(stderr=True)
     if not console.is_terminal:

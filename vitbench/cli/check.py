@@ -14,7 +14,7 @@ import typer
 
 from vitbench import github, results
 from vitbench.changes import exit_code
-from vitbench.cli.ab import _drawn as drawn
+from vitbench.cli.ab import drawn
 from vitbench.cli.compare import AllowMissingOption, StrictOption
 from vitbench.cli.options import SOME_FAILED, deliver, progress, status
 from vitbench.cli.sweep import complete_suite
