@@ -220,7 +220,7 @@ def test_the_header_does_not_depend_on_what_became_of_a_row(tmp_path: Path) -> N
     assert [name for name in fine if name in order] == order
     # A line has them all, and the lists.
     (first, *_) = lines(tmp_path / "failed")
-    assert set(fine) | {"samples_ms", "phases_ms", "asked"} == set(first)
+    assert set(fine) | {"modules", "samples_ms", "phases_ms", "asked"} == set(first)
 
 
 def test_columns_stay_when_a_suite_of_fewer_metrics_goes_on(tmp_path: Path) -> None:
