@@ -220,7 +220,7 @@ def test_the_header_does_not_depend_on_what_became_of_a_row(tmp_path: Path) -> N
     assert [name for name in fine if name in order] == order
     # A line has them all, and the lists.
     (first, *_) = lines(tmp_path / "failed")
-    assert set(fine) | {"samples_ms", "phases_ms", "asked"} == set(first)
+    assert set(fine) | {"modules", "samples_ms", "phases_ms", "asked"} == set(first)
 
 
 def test_columns_stay_when_a_suite_of_fewer_metrics_goes_on(tmp_path: Path) -> None:
@@ -364,3 +364,18 @@ def test_a_place_that_cannot_be_written_is_told_before_measuring(tmp_path: Path)
     for place in (tmp_path / "file", Path("/proc/nowhere")):
         with pytest.raises(CannotWrite, match="Cannot write to the folder"), sweep.opened(place, found, items):
             pass
+
+
+def test_lists_are_in_the_json_lines_alone_and_resumed(tmp_path: Path) -> None:
+    real = measure.measure_one
+    run = 'models = "cct_2_3x2_32"\nmetrics = "flops"'
+    go(tmp_path, lambda job: real(job, isolated=False), run)
+    (line,) = lines(tmp_path)
+    assert sum(macs for *_, macs in line["modules"]) == line["macs"]
+    (row,) = table(tmp_path)
+    assert "modules" not in row
+    assert "convolution=2" in row["operators"].split()
+    found, items = asked(tmp_path, run)
+    with sweep.opened(tmp_path / "out", found, items, resume=True) as out:
+        assert out.done(items[0])
+    assert table(tmp_path) == [row]

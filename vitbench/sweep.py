@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from filelock import FileLock, Timeout
@@ -232,7 +232,7 @@ class Folder:
         """Writes the table: its rows are in the order of the suite, in which order ever they were measured."""
         last = len(self._places)
         ordered = sorted(self._rows.items(), key=lambda entry: self._places.get(entry[0][0], last))
-        names = [name for name, kind in self._columns.items() if get_origin(kind) is not list]
+        names = [name for name, kind in self._columns.items() if not _is_list(kind)]
         rows = [{name: _cell(flat.get(name)) for name in names} for _, flat in ordered]
         results.write(self._path / TABLE, csv.render(Table(rows=rows, columns=())))
 
@@ -247,6 +247,11 @@ def _columns(metrics: Sequence[str]) -> dict[str, Any]:
     for record in (Environment, Machine):
         kinds |= {f"environment_{name}": kind for name, kind in _typed(record).items()}
     return kinds
+
+
+def _is_list(kind: Any) -> bool:
+    """Tells whether a column holds lists, or lists or nothing: they are for JSON alone."""
+    return list in (get_origin(one) for one in (kind, *get_args(kind)))
 
 
 def _typed(record: type[Any]) -> dict[str, Any]:
