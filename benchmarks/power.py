@@ -29,14 +29,14 @@ from typing import Any
 import numpy
 from scipy import stats
 
+from benchmarks.slowed import SIZE
 from vitbench import duel, environment, pairs, sides
 
 EFFECTS = (0.0, 0.03, 0.05, 0.10, 0.20)
 VERDICTS = ("regressed", "improved", "suspect", "inconclusive", "unchanged")
 
-SIZE = 64
-SLOWDOWNS = {0.0: 0, 0.05: 1, 0.1: 2}
-"""Blocks of 20 that do their work twice, by what that is meant to cost."""
+SLOWDOWNS = {0.0: 0, 0.05: 3, 0.1: 6}
+"""Blocks of 40 that do their work twice, by what that is meant to cost."""
 
 # Rounds from which a table tells the slow-down: of more, the pairs of them would not fit into memory.
 _LONG = 2000
@@ -233,73 +233,12 @@ def _cell(machine: str, effect: float, found: Sequence[dict[str, Any]]) -> dict[
 # Real comparisons. The models are built by the workers, which are told their addresses.
 
 
-def _twice(model: Any, blocks: int) -> Any:
-    """Has the first blocks of a model do their work twice."""
-    from torch import nn
-
-    class Twice(nn.Module):
-        def __init__(self, block: nn.Module) -> None:
-            super().__init__()
-            self.block = block
-
-        def forward(self, x: Any, **options: Any) -> Any:
-            self.block(x, **options)
-            return self.block(x, **options)
-
-    for number in range(blocks):
-        model.blocks[number] = Twice(model.blocks[number])
-    return model
-
-
-def _vit(twice: int) -> Any:
-    from timm.models.vision_transformer import VisionTransformer
-
-    model = VisionTransformer(img_size=SIZE, patch_size=8, embed_dim=48, depth=20, num_heads=3, num_classes=0)
-    return _twice(model, twice)
-
-
-def _mixer(twice: int) -> Any:
-    from timm.models.mlp_mixer import MlpMixer
-
-    return _twice(MlpMixer(img_size=SIZE, patch_size=8, embed_dim=64, num_blocks=20, num_classes=0), twice)
-
-
-def vit_0() -> Any:
-    """A ViT of 20 blocks."""
-    return _vit(0)
-
-
-def vit_1() -> Any:
-    """The same, one block of which does its work twice."""
-    return _vit(1)
-
-
-def vit_2() -> Any:
-    """The same, two blocks of which do their work twice."""
-    return _vit(2)
-
-
-def mixer_0() -> Any:
-    """An MLP-Mixer of 20 blocks."""
-    return _mixer(0)
-
-
-def mixer_1() -> Any:
-    """The same, one block of which does its work twice."""
-    return _mixer(1)
-
-
-def mixer_2() -> Any:
-    """The same, two blocks of which do their work twice."""
-    return _mixer(2)
-
-
 def planted(model: str, twice: int) -> float:
     """Gives by how much the work of a slowed model is more, counted in MACs."""
     from vitbench import bench
 
     def macs(blocks: int) -> int:
-        request = bench.Request(name=f"benchmarks.power:{model}_{blocks}", input_shape=(3, SIZE, SIZE))
+        request = bench.Request(name=f"benchmarks.slowed:{model}_{blocks}", input_shape=(3, SIZE, SIZE))
         (row,) = bench.count([request])
         return int(row.findings["flops"].macs)
 
@@ -334,8 +273,8 @@ def real(options: argparse.Namespace) -> None:
     rule = replace(duel.RULE, budget_s=options.budget)
     asked = sides.Options(device="cpu", threads=1, input=(3, SIZE, SIZE))
     with sides.opened([sides.Spec(), sides.Spec()], say=_say) as (first, second), beside(options.load):
-        a = partial(first.start, f"benchmarks.power:{options.model}_0", asked)
-        b = partial(second.start, f"benchmarks.power:{options.model}_{twice}", asked)
+        a = partial(first.start, f"benchmarks.slowed:{options.model}_0", asked)
+        b = partial(second.start, f"benchmarks.slowed:{options.model}_{twice}", asked)
         for start in (a, b):
             start().close()  # imports
         for number in range(done, options.real):

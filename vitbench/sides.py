@@ -6,6 +6,7 @@ Here is only the near end: nothing imports torch. The far end is `side_worker.py
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.util
@@ -535,6 +536,12 @@ class Side:
             os.close(end)
         self._log.close()
 
+    def named(self, name: str) -> Side:
+        """Gives another side whose workers come from the same process: two servers of one code differ by up to a per cent."""
+        other = copy.copy(self)
+        other.name = name
+        return other
+
     def start(self, model: str, options: Options) -> SideWorker:
         """Starts a fresh process and builds a model in it.
 
@@ -549,7 +556,7 @@ class Side:
         control = self._control
         assert control is not None
         if not self._ready:
-            self._ready = self._answer(control)
+            self._ready.update(self._answer(control))
         if "error" in self._ready:
             raise SideFailed(self.name, self._ready["error"])
         own, other = socket.socketpair()
@@ -624,6 +631,8 @@ class Side:
                 stdout=stdout,
                 stderr=self._log,
                 cwd=place.folder,
+                # The order of sets and the room in dictionaries are the same on both sides.
+                env={**os.environ, "PYTHONHASHSEED": "0"},
                 pass_fds=() if lifeline is None else (lifeline,),
                 start_new_session=True,  # Ctrl-C is for the process that started it
             )
@@ -665,10 +674,12 @@ def opened(specs: Sequence[Spec], *, say: Say, limit_s: float = 600.0) -> Iterat
         BadInput: a side's code cannot be had.
     """
     with contextlib.ExitStack() as stack:
-        sides: list[Side] = []
+        sides: dict[Place, Side] = {}
+        found: list[Side] = []
         for spec in specs:
             place = stack.enter_context(placed(spec, say=say))
-            side = Side(spec, place, limit_s=limit_s)
-            stack.callback(side.close)
-            sides.append(side)
-        yield sides
+            if place not in sides:
+                sides[place] = Side(spec, place, limit_s=limit_s)
+                stack.callback(sides[place].close)
+            found.append(sides[place].named(spec.text))
+        yield found
