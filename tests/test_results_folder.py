@@ -13,7 +13,7 @@ import pytest
 
 from vitbench import catalog, findings
 from vitbench.analyses import ANALYSES
-from vitbench.findings import Agreement, MaxBatch, Measured, Predicted, Throughput
+from vitbench.findings import Agreement, Fingerprint, MaxBatch, Measured, Predicted, Roofline, Throughput
 from vitbench.records import AnalysisSetting, Machine, RunSetting
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -57,7 +57,20 @@ def test_every_analysis_has_a_record_of_its_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [AnalysisSetting, *_ANALYSES, RunSetting, Throughput, Predicted, Measured, Agreement, MaxBatch, Machine]
+    "record",
+    [
+        AnalysisSetting,
+        *_ANALYSES,
+        RunSetting,
+        Throughput,
+        Roofline,
+        Fingerprint,
+        Predicted,
+        Measured,
+        Agreement,
+        MaxBatch,
+        Machine,
+    ],
 )
 def test_every_column_of_a_measured_row_is_explained_in_the_words_of_its_record(record: type[Any]) -> None:
     readme = (RESULTS / "README.md").read_text(encoding="utf-8")
