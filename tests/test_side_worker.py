@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,9 +23,12 @@ HOW: dict[str, Any] = {"name": "here", "root": None, "instead_of": None}
 @pytest.fixture(autouse=True)
 def _this_process_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(device, "limit_memory", lambda: None)
+    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     yield
     gc.enable()
     gc.unfreeze()
+    if processors is not None:
+        os.sched_setaffinity(0, processors)
 
 
 def answers(*requests: dict[str, Any], problem: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -47,6 +51,13 @@ def test_a_model_is_described_and_run() -> None:
     assert about["environment"]["python"].startswith(f"{sys.version_info.major}.")
     assert len(block["seconds"]) == 3
     assert not gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process")
+def test_a_worker_stays_on_as_many_processors_as_it_has_threads() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    answers(request("tests.tiny:vit", img_size=(32, 32)))
+    assert os.sched_getaffinity(0) == {allowed[-1]}
 
 
 def test_an_error_is_the_last_answer() -> None:

@@ -123,7 +123,11 @@ class Contest:
                 worker.close()
             per_input = _batch(match.abouts["a"]) / _batch(match.abouts["b"])
             match.found = duel.duel(
-                starts["a"], lambda: _Scaled(starts["b"](), per_input), rule=ask.rule, tell=told, always_control=False
+                starts["a"],
+                lambda: _Scaled(starts["b"](), per_input),
+                rule=ask.rule,
+                tell=told,
+                always_control=len(self._matches) == 1,  # the first tells how noisy the machine is
             )
         except sides.SideFailed as error:
             match.problem = str(error)
