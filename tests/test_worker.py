@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+
+import pytest
 
 from vitbench import worker
 
@@ -58,3 +60,24 @@ def test_what_runs_in_another_thread_can_be_ended() -> None:
         thread.join(0.05)
     assert len(ended) == 1
     assert time.monotonic() - begin < 30
+
+
+def test_a_result_that_comes_too_late_for_a_cancelled_future_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda problem: told.append(problem.exc_type))
+
+    def late() -> None:
+        future: Future[int] = Future()
+        future.cancel()
+        future.set_result(1)
+
+    def wrong() -> None:
+        raise ValueError
+
+    for _ in range(2):
+        worker.start()
+    for work in (late, wrong):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert told == [ValueError]

@@ -8,13 +8,16 @@ has no such server, on Windows, each process imports for itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import InvalidStateError
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,6 +38,8 @@ def start() -> Any:
 
     Never called a second time with effect: there is one server a process.
     """
+    if not isinstance(threading.excepthook, functools.partial):
+        threading.excepthook = functools.partial(_unless_cancelled, threading.excepthook)
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -47,6 +52,12 @@ def start() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _unless_cancelled(tell: Callable[[Any], object], problem: Any) -> None:
+    """Says nothing where pebble's thread has a result for a future that an interrupt has cancelled in that moment."""
+    if not issubclass(problem.exc_type, InvalidStateError):
+        tell(problem)
 
 
 def alone(
