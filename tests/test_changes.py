@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from vitbench.changes import VERDICTS, Change, Comparison, FailOn, Verdict, exit_code, ranked
+from vitbench.changes import VERDICTS, Change, Comparison, FailOn, Verdict, counted, exit_code, ranked
 
 
 def _change(verdict: Verdict, **more: Any) -> Change:
@@ -38,12 +39,17 @@ def _comparison(*verdicts: Verdict, **more: Any) -> Comparison:
     ],
 )
 def test_exit_codes(verdicts: list[Verdict], options: dict[str, Any], code: int) -> None:
-    assert exit_code(_comparison(*verdicts), **options) == code
+    assert exit_code(replace(_comparison(*verdicts), counted=counted(**options))) == code
 
 
 @pytest.mark.parametrize("fail_on", ["regressed", "any"])
 def test_an_expected_change_does_not_count(fail_on: FailOn) -> None:
-    assert exit_code(_comparison("regressed", expected="a wider head"), fail_on=fail_on) == 0
+    found = replace(_comparison("regressed", expected="a wider head"), counted=counted(fail_on=fail_on))
+    assert exit_code(found) == 0
+
+
+def test_what_counts_unless_told_otherwise() -> None:
+    assert _comparison().counted == counted()
 
 
 def test_the_worst_comes_first_and_of_equal_verdicts_the_farthest() -> None:

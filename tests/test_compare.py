@@ -290,10 +290,12 @@ def test_a_threshold_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("throughput", "is not a threshold such as throughput=5%"),
+        ("throughput", "is not a threshold below 100 %, such as throughput=5%"),
         ("throughput=5", "is not a threshold"),
         ("throughput=-5%", "is not a threshold"),
         ("throughput=nan%", "is not a threshold"),
+        ("throughput=100%", "is not a threshold below 100 %"),
+        ("throughput=150%", "is not a threshold below 100 %"),
         ("=5%", "is not a threshold"),
         (
             "distance=5%",

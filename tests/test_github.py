@@ -8,61 +8,50 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
 
 from tests.planted import CHANGES, COMPARISON, HOSTILE, hostile
 from vitbench import github
-from vitbench.changes import Comparison
+from vitbench.changes import Comparison, counted
 from vitbench.errors import CannotWrite
 from vitbench.reports import changes_markdown
 
 
 def test_off_github_there_is_no_summary() -> None:
-    assert not github.step_summary("text", {})
+    assert not github.step_summary(lambda room: "text", {})
 
 
 def test_a_summary_is_added_to_what_stands_there(tmp_path: Path) -> None:
     file = tmp_path / "summary.md"
     file.write_text("before\n")
-    assert github.step_summary("text ä\n", {"GITHUB_STEP_SUMMARY": str(file)})
+    assert github.step_summary(lambda room: "text ä\n", {"GITHUB_STEP_SUMMARY": str(file)})
     assert file.read_text(encoding="utf-8") == "before\ntext ä\n"
 
 
 def test_a_summary_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match="Is a directory"):
-        github.step_summary("text", {"GITHUB_STEP_SUMMARY": str(tmp_path)})
+        github.step_summary(lambda room: "text", {"GITHUB_STEP_SUMMARY": str(tmp_path)})
 
 
-@pytest.mark.parametrize("already", [0, 900 * 1024 - 900, 900 * 1024 - 20, 1024 * 1024])
-@pytest.mark.parametrize("fence", ["", "````text"])
-def test_a_summary_is_cut_at_a_line_and_what_it_cuts_open_is_closed(tmp_path: Path, already: int, fence: str) -> None:
-    lines = [
-        "# first",
-        "<details>",
-        "<summary>more</summary>",
-        "",
-        fence,
-        *(f"line {n} {'ä €' * 100}" for n in range(2_000)),
-    ]
+@pytest.mark.parametrize("already", [0, 900 * 1024 - 4_000, 900 * 1024 - 200, 900 * 1024 - 20, 1024 * 1024])
+def test_a_summary_has_the_room_that_earlier_commands_left(tmp_path: Path, already: int) -> None:
     file = tmp_path / "summary.md"
     file.write_bytes(b"x" * already)
-    github.step_summary("\n".join(lines), {"GITHUB_STEP_SUMMARY": str(file)})
+    # Of signs of four bytes each.
+    change = replace(CHANGES[0], note="\U0001f600" * 300)
+    found = Comparison(base="a", head="b", changes=(change,) * 2_000)
+    github.step_summary(lambda room: changes_markdown.render(found, limit=room), {"GITHUB_STEP_SUMMARY": str(file)})
     added = file.read_bytes()[already:].decode()
-    assert len(added.encode()) <= max(github.SUMMARY_BYTES - already, 0)
-    if already > github.SUMMARY_BYTES - 800:
-        assert added == ""
-        return
-    assert added.startswith("# first\n")
-    assert added.endswith("The rest is left out: a step's summary has no room for it.\n")
-    assert added.count("<details>") == added.count("</details>") == 1
-    # The sentence stands outside of what was folded and of the code.
-    *_, start, inline, end = MarkdownIt("commonmark").parse(added)
-    assert (start.type, inline.content[:8], end.type) == ("paragraph_open", "The rest", "paragraph_close")
+    room = github.SUMMARY_BYTES - already
+    assert len(added.encode()) <= max(room, 0)
+    assert ("2000 regressed" in added) == (room >= 200)
+    assert ("rows, the least bad, are left out" in added) == (room >= 4_000)
+    assert added.count("<details>") == added.count("</details>")
     if not already:
-        assert len(added.encode()) > github.SUMMARY_BYTES - 1_000
+        assert len(added.encode()) > room - 2_000
 
 
 def test_annotations_are_workflow_commands_worst_first() -> None:
@@ -73,6 +62,14 @@ def test_annotations_are_workflow_commands_worst_first() -> None:
     )
     assert [line.split(" ")[0] for line in found] == ["::error"] * 4 + ["::warning"] * 3
     assert not any("a wider head" in line for line in found)  # it is expected
+
+
+def test_what_does_not_count_is_no_error() -> None:
+    lenient = replace(COMPARISON, counted=counted(fail_on="never", allow_missing=True))
+    assert [line.split(" ")[0] for line in github.annotations(lenient)] == ["::warning"] * 7
+    strict = replace(COMPARISON, counted=counted(strict=True))
+    # Of the warnings none stands before an error: the suspect is the last.
+    assert [line.split(" ")[0] for line in github.annotations(strict)] == ["::error"] * 6 + ["::warning"]
 
 
 @pytest.mark.parametrize("number", [10, 11, 500])
@@ -123,5 +120,5 @@ def test_a_benchmark_has_one_direction() -> None:
 def test_a_comment_is_a_summary_too(tmp_path: Path) -> None:
     file = tmp_path / "summary.md"
     text = changes_markdown.render(COMPARISON)
-    github.step_summary(text, {"GITHUB_STEP_SUMMARY": str(file)})
+    github.step_summary(lambda room: text, {"GITHUB_STEP_SUMMARY": str(file)})
     assert file.read_text() == text

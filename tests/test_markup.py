@@ -5,6 +5,7 @@ Expected values: the rules of CommonMark 0.31 on backslash escapes, and of XML 1
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -38,11 +39,38 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "text", ["@octocat", "see #12", "org/repo#12", "GH-12", "https://a.example", "www.a.example", "a@b.example"]
+# What GitHub's documentation says that it makes a mention, a reference, a link or an emoji of.
+_LIVE = re.compile(
+    r"@\w|://|www\.\w|#\d|\b(GH|GHSA|CVE)-\w|:[\w+-]+:|(?<![0-9a-z])[0-9a-f]{7,40}(?![0-9a-z])", re.IGNORECASE
 )
-def test_what_github_makes_a_link_of_is_broken_by_a_sign_without_width(text: str) -> None:
-    assert "\u200b" in markup.markdown(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("@octocat", "see #12", "org/repo#12", "GH-12", "https://a.example", "www.a.example", "a@b.example"),
+        *(":heart:", ":+1:", "a:heart_eyes:b", "::1:a:", "CVE-2021-44228", "GHSA-jfh8-c2jp-5v3q"),
+        *(
+            "1a2b3c4",
+            "at 0123456789abcdef0123456789ABCDEF01234567.",
+            "org/repo@1a2b3c4",
+            "_1a2b3c4_",
+            "1a2b3c4...4c3b2a1",
+        ),
+    ],
+)
+def test_what_github_makes_a_link_or_an_emoji_of_is_broken_by_a_sign_without_width(text: str) -> None:
+    assert _LIVE.search(text)
+    assert not _LIVE.search(_shown(text))
+    assert _shown(text).replace("\u200b", "") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["vit_base_patch16_224", "torch: 2.14.0", "3x224x224", "15,430,946,816", "0.123456", "10:20"]
+)
+def test_what_github_leaves_alone_is_left_alone(text: str) -> None:
+    assert _shown(text) == text
+    assert "\u200b" not in markup.markdown(text)
 
 
 @pytest.mark.parametrize("text", ["- a", "1. a", "2) a", "+ a", "---", "# a", "> a", "-"])

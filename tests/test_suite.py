@@ -151,7 +151,7 @@ RUN = 'title = "t"\n[[run]]\nmodels = "vit_ti16"\n'
             RUN + '[[threshold]]\nmetric = "predicted"\nwithin = 5',
             [
                 "threshold[0].metric: 'predicted' may be predicted_",
-                'threshold[0].within: 5 is not a part below 100 %, such as "5%"',
+                "threshold[0].within: '5' is not a part below 100 %, such as ",
             ],
         ),
         (RUN + '[[threshold]]\nmetric = "speed"\nwithin = "5%"', ["threshold[0].metric: No column named 'speed'"]),

@@ -63,6 +63,17 @@ def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
         units.parse_memory(text)
 
 
+@pytest.mark.parametrize(("text", "value"), [("5%", 0.05), (" 0.5 % ", 0.005), ("0%", 0), ("99.9%", 0.999)])
+def test_a_part_is_read(text: str, value: float) -> None:
+    assert units.parse_share(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["5", "%", "-1%", "nan%", "inf%", "1e1%", "100%", "150%", ""])
+def test_what_is_no_part_below_a_whole_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a part below 100 %"):
+        units.parse_share(text)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

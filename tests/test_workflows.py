@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 ACTION = ROOT / "action.yml"
+COMMENT = ROOT / "examples" / "github" / "comment.yml"
 WORKFLOWS = sorted([*(ROOT / ".github" / "workflows").glob("*.yml"), *(ROOT / "examples" / "github").glob("*.yml")])
 
 
@@ -52,8 +55,8 @@ def test_what_others_wrote_is_pinned(path: Path) -> None:
     assert [one for one in used if not one.startswith(ours) and not re.search(r"@[0-9a-f]{40}$", one)] == []
 
 
-def script() -> str:
-    return next(str(step["run"]) for step in steps(ACTION) if step.get("name") == "Check")
+def script(path: Path, name: str) -> str:
+    return next(str(step["run"]) for step in steps(path) if step.get("name") == name)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,7 @@ def script() -> str:
             {"SUITE": "a b.toml", "BASELINE": "b.json", "AGAINST": "origin/x", "ARGUMENTS": "--strict --jobs 2"},
             "check|--output|out|--strict|--jobs|2|--baseline|b.json|--against|origin/x|--|a b.toml",
         ),
+        ({"SUITE": "ci.toml", "ARGUMENTS": "--strict\n--jobs 2\n"}, "check|--output|out|--strict|--jobs|2|--|ci.toml"),
         (
             {"SUITE": "$(touch here); --help", "AGAINST": "`touch here`", "ARGUMENTS": "; touch here"},
             "check|--output|out|;|touch|here|--against|`touch here`|--|$(touch here); --help",
@@ -76,7 +80,7 @@ def test_the_action_gives_the_command_what_it_was_given(given: dict[str, str], e
     told.chmod(0o755)
     blank = dict.fromkeys(("SUITE", "BASELINE", "AGAINST", "ARGUMENTS"), "")
     done = subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script()],
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script(ACTION, "Check")],
         cwd=tmp_path,
         env=blank | given | {"FOLDER": "out", "PATH": f"{tmp_path}:/usr/bin:/bin"},
         capture_output=True,
@@ -85,3 +89,62 @@ def test_the_action_gives_the_command_what_it_was_given(given: dict[str, str], e
     )
     assert done.stdout.splitlines() == expected.split("|")
     assert [file.name for file in tmp_path.iterdir()] == ["vitbench"]
+
+
+# Notes what it was asked, and answers with what lies in pulls.json and in comments.json, a page a line.
+_GH = r"""#!/bin/bash
+printf '%s ' "$@" >> asked; echo >> asked
+case "$*" in
+  *"/pulls "*) jq -r "${@: -1}" pulls.json ;;
+  *"/comments --jq"*) while read -r page; do jq -r "${@: -1}" <<< "$page"; done < comments.json ;;
+esac
+"""
+_BODY = "<!-- vitbench -->\n### 1 regressed\n"
+_OURS = {"id": 7, "user": {"login": "github-actions[bot]"}, "body": _BODY}
+_THEIRS = {"id": 6, "user": {"login": "mallory"}, "body": _BODY}
+_HERE = {"number": 3, "head": {"sha": "c0ffee"}}
+_ELSEWHERE = {"number": 2, "head": {"sha": "decaf"}}
+_EDITED = "api --method PATCH repos/o/r/issues/comments/7 --field body=@body.md --silent "
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq, which stands in for gh's own")
+@pytest.mark.parametrize(
+    ("body", "pulls", "pages", "last"),
+    [
+        (_BODY, [_ELSEWHERE, _HERE], [[]], "pr comment 3 --body-file body.md "),
+        (_BODY, [_HERE], [[_THEIRS], [_OURS, _OURS | {"id": 8}], [_OURS | {"id": 9}]], _EDITED),
+        # Pages long enough that a reader which leaves after the first line would end the command that writes them.
+        (_BODY, [_HERE], [[_OURS] * 500] * 3, _EDITED),
+        (_BODY, [_ELSEWHERE], [[]], None),
+        (_BODY, [], [[]], None),
+        ("Buy now.\n<!-- vitbench -->\n", [_HERE], [[]], ""),
+        (_BODY.removesuffix("\n") + "\U0001f600" * 70_000, [_HERE], [[]], "pr comment 3 --body-file body.md "),
+        ("", [_HERE], [[]], ""),
+    ],
+)
+def test_a_comment_is_a_report_on_the_pull_request_that_was_checked(
+    body: str, pulls: list[Any], pages: list[Any], last: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "gh").write_text(_GH)
+    (tmp_path / "gh").chmod(0o755)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "comment.md").write_text(body)
+    (tmp_path / "pulls.json").write_text(json.dumps(pulls))
+    (tmp_path / "comments.json").write_text("".join(f"{json.dumps(page)}\n" for page in pages))
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script(COMMENT, "Comment")],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "GH_REPO": "o/r", "OWNER": "m", "BRANCH": "b", "COMMIT": "c0ffee"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if last == "":
+        assert (done.returncode, done.stdout) == (1, "comment.md is no report of vitbench.\n")
+        assert not (tmp_path / "asked").exists()
+        return
+    assert (done.returncode, done.stderr) == (0, "")
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[0].startswith("api --method GET repos/o/r/pulls --raw-field state=open --raw-field head=m:b ")
+    assert (asked[-1] == last) if last else len(asked) == 1
+    assert (tmp_path / "body.md").read_bytes() == body.encode()[:65_000]

@@ -15,7 +15,7 @@ from vitbench.errors import BadInput
 from vitbench.findings import Throughput
 from vitbench.pairs import Estimate
 from vitbench.records import Environment, RunSetting, headings
-from vitbench.units import percent
+from vitbench.units import parse_share, percent
 from vitbench.units import size as size_text
 
 COLUMN = "throughput_per_s"
@@ -308,9 +308,12 @@ def parse_threshold(text: str) -> float:
     """Reads "3%" as 0.03.
 
     Raises:
-        BadInput: it is no such thing.
+        BadInput: it is no such thing, or zero, within which no measured time lies.
     """
-    found = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]+)?) ?%", text.strip())
-    if not found or not float(found[1]):
-        raise BadInput(f"{text!r} is not a part above zero and below 100 %, such as 3% or 0.5%.")
-    return float(found[1]) / 100
+    try:
+        share = parse_share(text)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    if not share:
+        raise BadInput(f"No two times agree within {text}: give a part above zero, such as 3%.")
+    return share

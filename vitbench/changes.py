@@ -25,6 +25,9 @@ VERDICTS: tuple[Verdict, ...] = (
 Judged = Literal["exact", "near", "timed"]
 FailOn = Literal["regressed", "any", "never"]
 
+DIFFERENCES: frozenset[Verdict] = frozenset(("regressed", "improved", "suspect", "new"))
+"""Verdicts that can count as a regression; of the others those that count say that something is not known."""
+
 FINE = 0
 REGRESSED = 1
 NOT_MEASURED = 3
@@ -112,6 +115,7 @@ class Comparison:
         environment: the head's, by field.
         notes: sentences on how it was judged.
         commands: what was run, for whoever wants to run it again.
+        counted: the verdicts that count against the exit code (`counted`), unless they are expected.
     """
 
     base: str
@@ -121,6 +125,7 @@ class Comparison:
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    counted: frozenset[Verdict] = frozenset(("regressed", "missing"))
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -144,24 +149,32 @@ def ranked(changes: Sequence[Change]) -> tuple[Change, ...]:
     return tuple(sorted(changes, key=place))
 
 
-def exit_code(
-    comparison: Comparison, *, fail_on: FailOn = "regressed", strict: bool = False, allow_missing: bool = False
-) -> int:
-    """Gives what a command ends with; a regression outranks what is missing, and that what cannot be told.
+def counted(*, fail_on: FailOn = "regressed", strict: bool = False, allow_missing: bool = False) -> frozenset[Verdict]:
+    """Gives the verdicts that count against the exit code.
 
     Args:
-        comparison: expected changes do not count.
         fail_on: "any" counts improvements, suspects and new rows too; "never" counts no difference at all.
         strict: whether what is inconclusive or incomparable counts.
-        allow_missing: whether rows that the head lacks do not count; that nothing could be compared always does.
+        allow_missing: whether rows that the head lacks do not count.
     """
-    found = {change.verdict for change in comparison.changes if not change.expected}
-    counted = {"regressed": {"regressed"}, "any": {"regressed", "improved", "suspect", "new"}, "never": set()}[fail_on]
-    if found & counted:
+    differences: dict[FailOn, frozenset[Verdict]] = {
+        "regressed": frozenset(("regressed",)),
+        "any": DIFFERENCES,
+        "never": frozenset(),
+    }
+    unknown: dict[Verdict, bool] = {"missing": not allow_missing, "inconclusive": strict, "incomparable": strict}
+    return differences[fail_on].union(verdict for verdict, counts in unknown.items() if counts)
+
+
+def exit_code(comparison: Comparison) -> int:
+    """Gives what a command ends with; a regression outranks what is missing, and that what cannot be told.
+
+    Expected changes do not count; that nothing could be compared always does.
+    """
+    found = {change.verdict for change in comparison.changes if not change.expected} & comparison.counted
+    if found & DIFFERENCES:
         return REGRESSED
     compared = any(change.verdict not in ("missing", "new") for change in comparison.changes)
-    if not compared or ("missing" in found and not allow_missing):
+    if not compared or "missing" in found:
         return NOT_MEASURED
-    if strict and found & {"inconclusive", "incomparable"}:
-        return CANNOT_TELL
-    return FINE
+    return CANNOT_TELL if found else FINE

@@ -19,6 +19,7 @@ from vitbench.findings import MaxBatch, Part
 from vitbench.matching import Column, Entry
 from vitbench.records import EXACT, AnalysisSetting, Environment, Machine, Within, headings
 from vitbench.results import Line
+from vitbench.units import parse_share
 
 # The columns of samples that tell a timed column's noise, and which phase of a run it is.
 _SAMPLES = {
@@ -77,11 +78,11 @@ def parse_threshold(text: str) -> Threshold:
     named, _, share = text.rpartition("=")
     metric, _, models = named.partition(":")
     try:
-        relative = float(share.strip().removesuffix("%")) / 100
+        relative = parse_share(share)
     except ValueError:
         relative = math.nan
-    if not metric or not share.strip().endswith("%") or not 0 <= relative < math.inf:
-        raise BadInput(f"{text!r} is not a threshold such as throughput=5% or throughput:vit_*=5%.")
+    if not metric or math.isnan(relative):
+        raise BadInput(f"{text!r} is not a threshold below 100 %, such as throughput=5% or throughput:vit_*=5%.")
     return Threshold(metric=column_of(metric.strip()), models=models.strip() or "*", relative=relative)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,22 +18,14 @@ SUMMARY_BYTES = 900 * 1024
 MOST_ANNOTATIONS = 10
 """Annotations of a kind that GitHub shows of a step."""
 
-_LEVELS = {
-    "regressed": "error",
-    "missing": "error",
-    "suspect": "warning",
-    "incomparable": "warning",
-    "inconclusive": "warning",
-}
-
-_CUT = "\nThe rest is left out: a step's summary has no room for it.\n"
+_DOUBTFUL = ("regressed", "missing", "suspect", "incomparable", "inconclusive")
 
 
-def step_summary(markdown: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Adds Markdown to the summary of the step that runs, cut at the end of a line where there is no room for all of it.
+def step_summary(render: Callable[[int], str], environment: Mapping[str, str] = os.environ) -> bool:
+    """Adds Markdown to the summary of the step that runs.
 
     Args:
-        markdown: of `reports.changes_markdown`, whose worst rows come first.
+        render: gives it in so many bytes at most, as `reports.changes_markdown` does.
         environment: the process's; GITHUB_STEP_SUMMARY names the file.
 
     Returns:
@@ -49,57 +41,33 @@ def step_summary(markdown: str, environment: Mapping[str, str] = os.environ) -> 
     try:
         with path.open("ab") as file:
             # Earlier commands of the step may have written to it.
-            file.write(_fitted(markdown, SUMMARY_BYTES - file.tell()).encode())
+            file.write(render(SUMMARY_BYTES - file.tell()).encode())
     except OSError as error:
         raise CannotWrite(f"Cannot write the step's summary {path}: {error.strerror}.") from error
     return True
 
 
-def _fitted(markdown: str, room: int) -> str:
-    """Gives Markdown in so many bytes, with the blocks closed that the cut leaves open."""
-    if len(markdown.encode()) <= room:
-        return markdown
-    lines: list[str] = []
-    ends: list[str] = []
-    used = len(_CUT.encode())
-    for line in markdown.splitlines():
-        opened = _ends(line, ends)
-        used += len(line.encode()) + 1
-        if used + sum(len(end) + 3 for end in opened) > room:
-            break
-        lines.append(line)
-        ends = opened
-    return "\n".join([*lines, *(f"\n{end}" for end in reversed(ends)), _CUT]) if lines else ""
-
-
-def _ends(line: str, ends: list[str]) -> list[str]:
-    """Gives what would close the blocks that are open after a line, the outermost first."""
-    if ends and line == ends[-1]:
-        return ends[:-1]
-    if ends and ends[-1].startswith("`"):
-        return ends
-    if line == "<details>":
-        return [*ends, "</details>"]
-    return [*ends, line[: len(line) - len(line.lstrip("`"))]] if line.startswith("```") else ends
-
-
 def annotations(comparison: Comparison) -> list[str]:
     """Gives workflow commands, a line each and ten at most, that annotate the step with what went wrong, worst first.
 
-    Errors: regressed and missing; warnings: suspect, incomparable and inconclusive. What is expected is left out.
+    What counts against the exit code is an error, what else is doubtful a warning. What is expected is left out.
     """
-    found = [change for change in comparison.changes if change.verdict in _LEVELS and not change.expected]
+    doubtful = comparison.counted.union(_DOUBTFUL)
+    found = [change for change in comparison.changes if change.verdict in doubtful and not change.expected]
+    # Stable: of each level the worst come first.
+    levelled = [("error" if change.verdict in comparison.counted else "warning", change) for change in found]
+    levelled.sort(key=lambda one: one[0])
     if len(found) <= MOST_ANNOTATIONS:
-        return [_annotation(change) for change in found]
-    told, rest = found[: MOST_ANNOTATIONS - 1], found[MOST_ANNOTATIONS - 1 :]
-    more = _command(_LEVELS[rest[0].verdict], "vitbench", f"and {len(rest)} more; the step's summary has them")
-    return [*(_annotation(change) for change in told), more]
+        return [_annotation(*one) for one in levelled]
+    told, rest = levelled[: MOST_ANNOTATIONS - 1], levelled[MOST_ANNOTATIONS - 1 :]
+    more = _command(rest[0][0], "vitbench", f"and {len(rest)} more; the step's summary has them")
+    return [*(_annotation(*one) for one in told), more]
 
 
-def _annotation(change: Change) -> str:
+def _annotation(level: str, change: Change) -> str:
     title = f"{change.model}: {change.heading or change.column or 'whole row'} {change.verdict}"
     setting = wording.conditions(change.setting)
-    return _command(_LEVELS[change.verdict], title, f"{one_line(wording.told(change))}\n{one_line(setting)}")
+    return _command(level, title, f"{one_line(wording.told(change))}\n{one_line(setting)}")
 
 
 def _command(level: str, title: str, message: str) -> str:

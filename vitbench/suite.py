@@ -34,7 +34,7 @@ from vitbench.measure import AUTO, Ask
 from vitbench.metrics import METRICS
 from vitbench.records import Dtype, Mode
 from vitbench.suites import SHIPPED
-from vitbench.units import parse_memory
+from vitbench.units import parse_memory, parse_share
 
 
 def _metric(name: str) -> str:
@@ -84,11 +84,7 @@ def _columns(name: str) -> str:
 
 
 def _share(value: Any) -> float:
-    text = str(value)
-    with suppress(ValueError):
-        if text.endswith("%") and 0 <= (share := float(text[:-1]) / 100) < 1:
-            return share
-    raise ValueError(f'{value!r} is not a part below 100 %, such as "5%"')
+    return parse_share(str(value))
 
 
 def _budget(value: Any) -> float:

@@ -57,6 +57,18 @@ def parse_memory(text: str) -> int:
     return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
 
 
+def parse_share(text: str) -> float:
+    """Reads a part of a whole: "5%" is 0.05.
+
+    Raises:
+        ValueError: it is no such thing, or 100 % or more; the text says what is expected.
+    """
+    found = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]+)?) ?%", text.strip())
+    if not found:
+        raise ValueError(f'{text!r} is not a part below 100 %, such as "5%" or "0.5%".')
+    return float(found[1]) / 100
+
+
 def milliseconds(value: float) -> str:
     """Gives a time to four significant digits: 12.3456 is "12.35 ms"."""
     return f"{_four_digits(value)} ms" if value < 9999.5 else f"{_four_digits(value / 1e3)} s"

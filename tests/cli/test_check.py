@@ -102,12 +102,18 @@ def test_a_regression_is_1_and_every_report_says_it(macs: dict[str, int], tmp_pa
     assert "deit_s16" in (out / "report.html").read_text()
 
 
-def test_what_failed_is_3_unless_it_may(macs: dict[str, int]) -> None:
+def test_what_failed_is_3_unless_it_may(macs: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     macs["deit_s16"] = 0
     result = run()
     assert result.exit_code == 3
     assert "its process ended with exit code -11" in " ".join(result.stdout.split())
-    assert run("--allow-missing").exit_code == 0
+    for arguments, code, errors in (((), 3, 1), (("--allow-missing",), 0, 0)):
+        result = run(*arguments, "--output", "out")
+        assert result.exit_code == code
+        assert len(ET.parse(tmp_path / "out" / "junit.xml").findall(".//error")) == errors  # noqa: S314  # our own file
+        annotations = [line.partition(" ")[0] for line in result.stdout.splitlines() if line.startswith("::")]
+        assert annotations == ["::error" if errors else "::warning"]
     result = run("--update")
     assert result.exit_code == 3
     assert "1 row failed and is not in it." in result.stderr

@@ -114,7 +114,10 @@ def test_the_report_says_how_it_was_made(files: Path) -> None:
     [
         (["absent.csv", "base.csv"], "Cannot read absent.csv: No such file or directory"),
         (["base.csv", "damaged.csv"], "damaged.csv, line 2 has 3 cells, but the header names 6 columns: params is not"),
-        (["base.csv", "base.csv", "--threshold", "macs=5"], "'macs=5' is not a threshold such as throughput=5%"),
+        (
+            ["base.csv", "base.csv", "--threshold", "macs=5"],
+            "'macs=5' is not a threshold below 100 %, such as throughput=5%",
+        ),
         (["base.csv", "base.csv", "--threshold", "makes=5%"], "No column named 'makes' is judged"),
         (["base.csv", "base.csv", "-o", "absent/x.md"], "there is no folder absent"),
         (["base.csv", "base.txt"], "give a result file whose name ends in .csv, .json, .jsonl"),

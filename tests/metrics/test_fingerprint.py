@@ -48,6 +48,19 @@ def test_the_same_model_has_the_same_fingerprint_and_torchs_generator_is_left_as
     assert len(one) == 16
 
 
+def test_what_is_drawn_once_the_weights_are_there_changes_nothing() -> None:
+    """Neither numbers that nobody uses nor a parameter that takes no part move the noise of others, or the input."""
+
+    def draws_more(model: Any) -> None:
+        torch.rand(3)
+        model.unused = nn.Parameter(torch.rand(5))
+        # Parameters come in the order in which they were added: this one is the first.
+        model._parameters = {"unused": model._parameters.pop("unused"), **model._parameters}
+
+    assert next(changed(draws_more)().named_parameters())[0] == "unused"
+    assert taken(changed(draws_more)) == taken(tiny.vit)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("build", [tiny.vit, tiny.swin, tiny.convolutions])
 def test_threads_and_memory_format_change_nothing_that_matters(build: Callable[[], nn.Module], dtype: Dtype) -> None:

@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
 from tests.planted import CHANGES, COMPARISON, HOSTILE, hostile
-from vitbench.changes import VERDICTS, Change, Comparison
+from vitbench.changes import VERDICTS, Change, Comparison, counted
 from vitbench.registry import Entry
 from vitbench.reports import (
     COMPARISON_SUFFIXES,
@@ -38,7 +38,7 @@ from vitbench.reports import (
 GOLDEN = Path(__file__).parent / "golden"
 
 # What GitHub makes a mention, a link or a reference of.
-_LIVE = re.compile(r"@\w|://|www\.\w|#\d")
+_LIVE = re.compile(r"@\w|://|www\.\w|#\d|:[\w+-]+:|\b[0-9a-f]{7,40}\b")
 
 
 def write_golden() -> None:
@@ -172,15 +172,16 @@ def test_markdown_shows_20_rows_and_folds_the_rest() -> None:
 
 @pytest.mark.parametrize("limit", [4_000, changes_markdown.COMMENT_LIMIT])
 @pytest.mark.parametrize("number", [15, 1_000])
-def test_a_comment_has_githubs_size_and_says_what_it_leaves_out(limit: int, number: int) -> None:
+@pytest.mark.parametrize("sign", ["x", "\U0001f600"])
+def test_a_comment_has_githubs_size_and_says_what_it_leaves_out(limit: int, number: int, sign: str) -> None:
     comparison = replace(
-        _many(number, note="why " * 100),
+        _many(number, note=f"why {sign}" * 50),
         notes=("note",) * number,
         commands=("command",) * number,
         environment={str(index): "x" for index in range(number)},
     )
     text = changes_markdown.render(comparison, limit=limit)
-    assert len(text) <= limit
+    assert len(text.encode()) <= limit
     assert text.count("<details>") == text.count("</details>")
     rows = [int(place) for place in re.findall(r"^\| \*\*regressed\*\* \| model\\_(\d+) ", text, re.MULTILINE)]
     assert rows == list(range(len(rows)))  # the first, which are the worst
@@ -189,10 +190,18 @@ def test_a_comment_has_githubs_size_and_says_what_it_leaves_out(limit: int, numb
     assert len(rows) > (20 if limit > 4_000 and number > 20 else 0)
 
 
+@given(st.integers(-10, 8_000))
+def test_markdown_has_any_size(limit: int) -> None:
+    text = changes_markdown.render(COMPARISON, limit=limit)
+    assert len(text.encode()) <= max(limit, 0)
+    assert text.count("<details>") == text.count("</details>")
+    assert ("4 regressed" in text) == (limit > 162)
+
+
 @pytest.mark.parametrize("text", [*HOSTILE, "x" * 100_000, "<" * 100_000, "\U0001f600" * 70_000, "`" * 70_000])
 def test_markdown_shows_hostile_names_as_text(text: str) -> None:
     shown = changes_markdown.render(hostile(text))
-    assert len(shown) <= changes_markdown.COMMENT_LIMIT
+    assert len(shown.encode()) <= changes_markdown.COMMENT_LIMIT
     assert not _LIVE.search(_read(shown))
     shown.encode()
 
@@ -285,6 +294,16 @@ def test_junit_has_a_suite_a_model_and_a_case_a_column() -> None:
         "macs",
         "values",
     ]
+
+
+def test_what_counts_is_a_failure_or_an_error_and_what_does_not_is_neither() -> None:
+    lenient = _parsed(junit.render(replace(COMPARISON, counted=counted(fail_on="never", allow_missing=True))))
+    assert (lenient.get("failures"), lenient.get("errors")) == ("0", "0")
+    skipped = {element.get("type") for element in lenient.iter("skipped")}
+    assert skipped == {"regressed", "missing", "suspect", "incomparable", "inconclusive"}
+    harsh = _parsed(junit.render(replace(COMPARISON, counted=counted(fail_on="any", strict=True))))
+    assert {element.get("type") for element in harsh.iter("failure")} == {"regressed", "suspect", "improved", "new"}
+    assert {element.get("type") for element in harsh.iter("error")} == {"missing", "incomparable", "inconclusive"}
 
 
 def test_nothing_compared_is_a_report_without_suites() -> None:

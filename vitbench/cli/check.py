@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitbench import github, results
-from vitbench.changes import exit_code
+from vitbench.changes import counted, exit_code
 from vitbench.cli.ab import drawn
 from vitbench.cli.compare import AllowMissingOption, StrictOption
 from vitbench.cli.options import SOME_FAILED, deliver, progress, status
@@ -98,9 +99,9 @@ def check(
             _report(checking.comparison(), output)
         _update(checking, baseline)
         return
-    found = checking.comparison()
+    found = replace(checking.comparison(), counted=counted(strict=strict, allow_missing=allow_missing))
     _report(found, output)
-    raise typer.Exit(exit_code(found, strict=strict, allow_missing=allow_missing))
+    raise typer.Exit(exit_code(found))
 
 
 def _make(folder: Path) -> None:
@@ -120,7 +121,7 @@ def _report(found: Comparison, output: Path | None) -> None:
         results.write(output / "benchmark_higher.json", github.benchmark_json(found, "higher"))
         status(f"Wrote {', '.join(_REPORTS)}, benchmark.json and benchmark_higher.json to {output}.")
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        github.step_summary(COMPARISONS.load("markdown").render(found, limit=github.SUMMARY_BYTES))
+        github.step_summary(lambda room: str(COMPARISONS.load("markdown").render(found, limit=room)))
         deliver(found, lambda one: "".join(f"{line}\n" for line in github.annotations(one)), None, terminal=False)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitbench import results
-from vitbench.changes import Comparison, exit_code
+from vitbench.changes import Comparison, counted, exit_code
 from vitbench.cli.options import deliver, status
 from vitbench.reports import COMPARISON_SUFFIXES, COMPARISONS
 
@@ -108,7 +108,7 @@ def conclude(
         found: what was found.
         wanted: the format that the user gave.
         output: the file that the user gave.
-        fail_on: as `changes.exit_code` takes it.
+        fail_on: as `changes.counted` takes it.
         strict: the same.
         allow_missing: the same.
 
@@ -116,10 +116,11 @@ def conclude(
         CannotWrite: the file or standard output cannot be written.
         typer.Exit: with `changes.exit_code`.
     """
+    found = replace(found, counted=counted(fail_on=fail_on, strict=strict, allow_missing=allow_missing))
     name = wanted.value if wanted else COMPARISON_SUFFIXES.get(output.suffix.lower(), "table") if output else "table"
     deliver(found, COMPARISONS.load(name).render, output, terminal=name == "table")
     if output is not None:
         status(f"Wrote {output}.")
     told = ", ".join(f"{number} {verdict}" for verdict, number in found.counts.items())
     status(f"{told}." if told else "Nothing could be compared: the two share no value of a column that is judged.")
-    raise typer.Exit(exit_code(found, fail_on=fail_on, strict=strict, allow_missing=allow_missing))
+    raise typer.Exit(exit_code(found))

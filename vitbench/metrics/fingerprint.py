@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ def measure(build: Callable[[], nn.Module], setting: RunSetting) -> Fingerprint:
 
     The weights are those with which the model begins, drawn from a seed on the CPU, with noise upon them: many models begin with
     a head, a table of positions or a scale of layers at, or next to, zero, or with weights so small that every activation is a
-    line, so that their first output would tell nothing of what they compute before. The input is drawn from the same seed.
+    line, so that their first output would tell nothing of what they compute before. The noise on a parameter goes by its name,
+    and the input is always the same: neither depends on what is drawn, or added, elsewhere.
 
     Args:
         build: gives the model on the CPU.
@@ -41,15 +43,20 @@ def measure(build: Callable[[], nn.Module], setting: RunSetting) -> Fingerprint:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(_SEED)
         model = build()
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, dtype=parameter.dtype), alpha=_spread(parameter))
-        drawn = torch.randn((setting.batch_size, *setting.input_shape))
-        inputs = passes.example(setting).copy_(drawn)
+        for name, parameter in model.named_parameters():
+            parameter.add_(_drawn(name, parameter.shape, parameter.dtype), alpha=_spread(parameter))
+        # No parameter has this name.
+        inputs = passes.example(setting).copy_(_drawn("the input", (setting.batch_size, *setting.input_shape)))
     (infer,) = passes.phases(passes.laid_out(model, setting), inputs, setting)
     outputs = [leaf for leaf in tree_leaves(infer()) if isinstance(leaf, Tensor)]
     if not outputs:
         raise NotSupported(f"{setting.model} gives no tensor, so that its output has no fingerprint.")
     return Fingerprint(output=summary(torch.cat([output.cpu().double().flatten() for output in outputs])))
+
+
+def _drawn(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gives numbers of a normal distribution on the CPU that are always the same for a name and a shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())), dtype=dtype)
 
 
 def _spread(parameter: nn.Parameter) -> float:

@@ -11,8 +11,8 @@ from vitbench.markup import fenced, markdown, one_line, shortened
 MARKER = "<!-- vitbench -->"
 """The first line, by which a workflow finds its own comment to write over it."""
 
-COMMENT_LIMIT = 65_536
-"""Characters that GitHub takes in a comment."""
+COMMENT_LIMIT = 65_000
+"""Bytes of a comment; GitHub takes 65,536 characters, none of which has less than a byte."""
 
 _ROWS = 20
 
@@ -33,7 +33,8 @@ def render(comparison: Comparison, *, limit: int = COMMENT_LIMIT) -> str:
 
     Args:
         comparison: what to show; what is unchanged is only counted.
-        limit: characters at most; the worst come first, and a sentence says how many rows were left out.
+        limit: bytes of UTF-8 at most; the worst come first, and a sentence says how many rows were left out. Where there is
+            room for the verdict alone, it is that, and where there is none for that either, nothing.
     """
     head = [MARKER, f"### {markdown(wording.headline(comparison))}", ""]
     if different := wording.differences(comparison):
@@ -47,8 +48,14 @@ def render(comparison: Comparison, *, limit: int = COMMENT_LIMIT) -> str:
         *_environment(comparison, share),
         *_commands(comparison, share),
     ]
-    room = limit - sum(len(line) + 1 for line in (*head, *tail))
-    return "\n".join([*head, *_table(comparison, room), *tail]).rstrip("\n") + "\n"
+    room = limit - _bytes(head) - _bytes(tail)
+    whole = [*head, *_table(comparison, room), *tail]
+    fitting = next((lines for lines in (whole, head[:2]) if _bytes(lines) <= limit), [])
+    return "\n".join(fitting).rstrip("\n") + "\n" if fitting else ""
+
+
+def _bytes(lines: Iterable[str]) -> int:
+    return sum(len(line.encode()) + 1 for line in lines)
 
 
 def _text(text: str, length: int = _NAME_LENGTH) -> str:
@@ -85,7 +92,7 @@ def _table(comparison: Comparison, room: int) -> list[str]:
     ]
     labels, shared = wording.labels(comparison), wording.shared_conditions(comparison)
     # Room for the header twice, the fold and the sentence.
-    room -= 2 * sum(len(line) + 1 for line in header) + 200
+    room -= 2 * _bytes(header) + 200
     rows = _fitting((_row(change, labels[change.column], shared) for change in changes), room)
     lines = [*header, *rows[:_ROWS], ""] if rows else []
     if rows[_ROWS:]:
@@ -142,7 +149,7 @@ def _cut(lines: Sequence[str], room: int, rest: str) -> list[str]:
 def _fitting(lines: Iterable[str], room: int) -> list[str]:
     kept = []
     for line in lines:
-        room -= len(line) + 1
+        room -= _bytes([line])
         if room < 0:
             break
         kept.append(line)

@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from vitbench import wording
-from vitbench.changes import Change, Comparison
+from vitbench.changes import DIFFERENCES, Change, Comparison, Verdict
 from vitbench.markup import xml
-
-_OUTCOMES = {
-    "regressed": "failure",
-    "missing": "error",
-    "suspect": "skipped",
-    "incomparable": "skipped",
-    "inconclusive": "skipped",
-}
 
 
 def render(comparison: Comparison) -> str:
-    """Gives a comparison as XML; a regression is a failure, a missing row an error, what is not certain is skipped.
+    """Gives a comparison as XML; what counts as a regression is a failure, what else counts, such as a missing row, an error.
 
-    Improved, new, unchanged and expected are passed. GitLab reads the texts of the elements, Jenkins their messages, so both
-    hold what is to be said; the name of a case holds all of its setting, since GitLab drops the second case of a name.
+    Of what does not count improved, new, unchanged and expected are passed, the rest is skipped. GitLab reads the texts of the
+    elements, Jenkins their messages, so both hold what is to be said; the name of a case holds all of its setting, since GitLab
+    drops the second case of a name.
     """
     models: dict[str, list[Change]] = {}
     for change in comparison.changes:
         models.setdefault(change.model, []).append(change)
     root = ET.Element("testsuites", name=xml(f"vitbench: {comparison.base} to {comparison.head}"))
-    root.attrib |= _counted(comparison.changes)
+    all_outcomes: Counter[str] = Counter()
     for model, changes in models.items():
-        suite = ET.SubElement(root, "testsuite", {"name": xml(model) or "(no model)"} | _counted(changes))
-        suite.set("skipped", str(sum(_outcome(change) == "skipped" for change in changes)))
-        for change in changes:
-            _case(suite, change)
+        suite = ET.SubElement(root, "testsuite", name=xml(model) or "(no model)")
+        outcomes = Counter(_case(suite, change, comparison.counted) for change in changes)
+        suite.attrib |= _told(outcomes) | {"skipped": str(outcomes["skipped"])}
+        all_outcomes += outcomes
+    root.attrib |= _told(all_outcomes)
     ET.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _outcome(change: Change) -> str:
-    return "passed" if change.expected else _OUTCOMES.get(change.verdict, "passed")
+def _outcome(change: Change, counted: frozenset[Verdict]) -> str:
+    if change.expected or (change.verdict not in counted and change.verdict in ("improved", "new", "unchanged")):
+        return "passed"
+    if change.verdict not in counted:
+        return "skipped"
+    return "failure" if change.verdict in DIFFERENCES else "error"
 
 
-def _counted(changes: Sequence[Change]) -> dict[str, str]:
-    outcomes = Counter(map(_outcome, changes))
+def _told(outcomes: Counter[str]) -> dict[str, str]:
     return {
-        "tests": str(len(changes)),
+        "tests": str(outcomes.total()),
         "failures": str(outcomes["failure"]),
         "errors": str(outcomes["error"]),
         # No test ran; readers want the attribute.
@@ -54,9 +50,11 @@ def _counted(changes: Sequence[Change]) -> dict[str, str]:
     }
 
 
-def _case(suite: ET.Element, change: Change) -> None:
+def _case(suite: ET.Element, change: Change, counted: frozenset[Verdict]) -> str:
+    """Adds a test case, and gives its outcome."""
     name = f"{change.column or 'row'} [{wording.conditions(change.setting)}]"
     case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=xml(name), time="0")
-    if (outcome := _outcome(change)) != "passed":
+    if (outcome := _outcome(change, counted)) != "passed":
         told = xml(wording.told(change))
         ET.SubElement(case, outcome, message=told, type=change.verdict).text = told
+    return outcome
