@@ -62,8 +62,3 @@ def test_the_worst_comes_first_and_of_equal_verdicts_the_farthest() -> None:
 def test_what_is_known_to_have_changed_stands_behind_what_is_not() -> None:
     known, unknown = _change("regressed", ratio=2.0, expected="known"), _change("regressed", ratio=1.1)
     assert ranked([known, unknown]) == (unknown, known)
-
-
-def test_a_setting_is_a_line() -> None:
-    change = _change("new", setting={"model": "vit_b16", "input_shape": "3x224x224", "batch_size": "8"})
-    assert (change.model, change.conditions) == ("vit_b16", "3x224x224, batch_size 8")

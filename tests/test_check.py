@@ -6,7 +6,7 @@ import datetime
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,8 @@ import pytest
 from vitbench import ab, changes, check, environment, findings, measure, suite
 from vitbench.changes import Change, Comparison, exit_code
 from vitbench.errors import BadInput
-from vitbench.records import Machine, Row
+from vitbench.records import Machine, Row, RunSetting
+from vitbench.results import Line
 
 TODAY = datetime.date(2027, 1, 31)
 NOWHERE = check.Revision(told="there is no revision origin/main here")
@@ -115,6 +116,15 @@ def test_a_baseline_has_the_same_bytes_each_time_and_tells_no_machine(tmp_path: 
     assert about == {"environment_vitbench", "environment_torch", "environment_timm"}
     assert {"params", "macs"} <= rows[0].keys()
     assert {"threads", "device", "flops", "status", "asked"}.isdisjoint(rows[0])
+
+
+def test_a_baseline_keeps_the_machine_of_what_is_nearly_exact_and_no_command() -> None:
+    about = {"environment_cpu": "a", "environment_command": "vitbench check", "environment_time": "now"}
+    versions = dict.fromkeys(check._VERSIONS, "1")
+    setting = {item.name: item.default for item in fields(RunSetting)} | {"model": "m", "input_shape": [3, 8, 8]}
+    row = Line("row", setting | {"measured_peak_bytes": 2**20} | about | versions)
+    kept = check._kept(row, None, threads=False)
+    assert {name for name in kept if name.startswith("environment_")} == {"environment_cpu", *versions}
 
 
 def test_a_difference_of_two_baselines_shows_the_columns_that_changed(tmp_path: Path, macs: dict[str, Any]) -> None:

@@ -114,6 +114,13 @@ def test_equal_results_are_unchanged() -> None:
     assert found.environment["torch"] == "2.14.0"
 
 
+def test_the_command_is_no_part_of_the_environment() -> None:
+    found = judged([flops(environment_command="vitbench a")], [flops(environment_command="vitbench b")])
+    assert set(verdicts(found).values()) == {"unchanged"}
+    assert found.differences == {}
+    assert "command" not in found.environment
+
+
 @pytest.mark.parametrize(("macs", "verdict"), [(5001, "regressed"), (4999, "improved")])
 def test_any_difference_of_a_count_is_found_on_any_machine(macs: int, verdict: str) -> None:
     found = judged([flops()], [flops(macs=macs, environment_cpu="Intel", environment_torch="2.15.0")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,25 @@ def test_it_says_what_the_system_says() -> None:
     assert 1 <= about.cores <= (os.cpu_count() or 1)
     assert about.cpu
     assert datetime.fromisoformat(about.time).tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/bin/vitbench", "flops", "a b", "--all"], "vitbench flops 'a b' --all"),
+        (["/lib/vitbench/__main__.py", "list"], "vitbench list"),
+        ([r"vitbench.exe", "list"], "vitbench list"),
+        (["/lib/vitbench/side_worker.py", "{}"], None),
+        (["/lib/pytest/__main__.py"], None),
+        (["-c"], None),
+        ([""], None),
+    ],
+)
+def test_the_command_is_told_as_it_was_typed_and_only_vitbenchs(
+    argv: list[str], command: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    assert environment.describe.__wrapped__().command == command
 
 
 def test_a_checkout_gives_its_commit() -> None:

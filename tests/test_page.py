@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vitbench import findings, page
+from vitbench import findings, offline, page
 from vitbench.analyses import ANALYSES
 from vitbench.changes import Change, Comparison
 from vitbench.cli import app
@@ -148,8 +148,13 @@ def test_rows_of_a_model_that_lie_at_one_point_are_once_on_the_front(tmp_path: P
         counted("swin_b", macs=15 * 10**9),
         *(timed(model, per_s=1, mode=mode) for model in ("swin_t", "swin_b") for mode in ("infer", "train")),
     )
-    # Top-1 over MACs: 81.3 and 83.5, Swin's Table 1 (a).
-    assert '<ol class="front"><li>swin_t</li><li>swin_b</li></ol>' in section(rendered(file), "summary")
+    # Top-1 over MACs: 81.3 and 83.5, Swin's Table 1 (a); the list says where they are from.
+    summary = section(rendered(file), "summary")
+    said = re.findall(r"<li>(.*?)</li>", summary)
+    assert [re.sub(r"(; Swin).*", r"\1", line) for line in said] == [
+        "swin_t: 81.30, trained on IN-1k; Swin",
+        "swin_b: 83.50, trained on IN-1k; Swin",
+    ]
 
 
 def test_rows_that_have_no_result_stand_first(tmp_path: Path) -> None:
@@ -181,6 +186,59 @@ def test_published_accuracy_is_that_of_the_input(tmp_path: Path) -> None:
     points = {point["label"]: point["values"] for point in data(html)["points"]}
     assert points["swin_b"]["top1"] == 83.5  # Swin's Table 1 (a), at 224 px
     assert "top1" not in points["vit_demo"]
+
+
+def test_a_top1_of_more_data_than_imagenet_1k_is_marked_and_says_its_data_and_source(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "a.json",
+        counted("swin_b"),
+        counted("efficientnet_l2", side=800, macs=10**12),
+        counted("mine", top1=50.0),
+    )
+    html = rendered(file)
+    points = {point["label"]: point for point in data(html)["points"]}
+    assert {label: point["more_data"] for label, point in points.items()} == {
+        "swin_b": False,
+        "efficientnet_l2": True,
+        "mine": False,
+    }
+    # mmpretrain's configs/efficientnet/metafile.yml, a line of published.csv.
+    assert points["efficientnet_l2"]["texts"]["top1"] == (
+        "88.33, trained on JFT-300M unlabeled + IN-1k; open-mmlab/mmpretrain configs/efficientnet/metafile.yml"
+    )
+    assert points["mine"]["texts"]["top1"] == "50.00"
+    assert "hollow marks: of training on more data" in section(html, "tradeoff")
+    assert "trained on JFT" in section(html, "summary").partition("<h3>Pareto")[0]
+
+
+def test_columns_that_an_axis_needs_are_enough_for_a_point(tmp_path: Path) -> None:
+    path = tmp_path / "small.csv"
+    path.write_text(
+        "model,input_shape,batch_size,throughput_per_s,latency_median_ms\nswin_t,3x224x224,1,10,100\nswin_b,3x224x224,1,5,200\n"
+    )
+    points = {point["label"]: point["values"] for point in data(rendered(path))["points"]}
+    assert (points["swin_b"]["throughput_per_s"], points["swin_b"]["top1"]) == (5, 83.5)
+    # No input, and the batch as it is by default: the sums of a model's own table.
+    path.write_text("model,macs,top1\na,1000000000,70\nb,2000000000,80\n")
+    points = {point["label"]: point["values"] for point in data(rendered(path))["points"]}
+    assert points == {
+        "a": {"macs_per_input": 10**9, "top1": 70, "batch_size": 1},
+        "b": {"macs_per_input": 2 * 10**9, "top1": 80, "batch_size": 1},
+    }
+
+
+def test_rows_that_cannot_be_drawn_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "small.csv"
+    path.write_text("model,macs,top1\na,1000000000,70\nb,2G,80\n")
+    summary = section(rendered(path), "summary")
+    assert re.search(r"1 row cannot be drawn. .*small.csv, line 3.*macs", summary)
+
+
+def test_parts_of_a_model_and_rows_of_analyses_are_no_points(tmp_path: Path) -> None:
+    part = {"model": "swin_b", "input_shape": [3, 224, 224], "module": "head", "params": 1, "macs": 1, "share": 0.1}
+    head = {"model": "swin_b", "input_shape": [3, 224, 224], "layer": "0", "head": 1, "entropy_nats": 1.0}
+    html = rendered(written(tmp_path / "a.json", part, head, counted("swin_b"), counted("swin_t", macs=1)))
+    assert [point["label"] for point in data(html)["points"]] == ["swin_b", "swin_t"]
 
 
 def test_lines_join_points_that_differ_in_the_axis_alone(tmp_path: Path) -> None:
@@ -294,7 +352,7 @@ def test_a_file_of_another_kind_has_a_table_of_all_its_columns(tmp_path: Path) -
 
 
 def test_rows_beyond_a_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "MOST_ROWS", 2)
+    monkeypatch.setattr(offline, "MOST_ROWS", 2)
     html = rendered(written(tmp_path / "a.json", *(counted(name) for name in "abc")))
     assert len(cells(html)) == 2
     assert "The first 2 of 3 rows." in html
@@ -317,18 +375,21 @@ def test_environments_that_differ_are_all_named(tmp_path: Path) -> None:
     assert "<dt>torch</dt><dd>2.15.0 (2 rows); 2.14.0 (1 row)</dd>" in environment
 
 
-def test_commands_are_told_as_far_as_rows_tell_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    here = Path()
-    written(here / "t.json", timed("a b", per_s=1, batch=8, batch_size_asked="8", mode="train"), timed("c", per_s=1))
-    written(here / "f.json", counted("a"))
-    written(here / "s" / "results.jsonl")
-    (here / "s" / "results.jsonl").write_text(json.dumps(counted("a", asked={"model": "a"})) + "\n")
-    (here / "s" / "suite.toml").write_text("")
-    commands = section(rendered(here), "commands")
-    assert "vitbench sweep s/suite.toml --output s" in commands
-    assert "vitbench flops a --output f.json" in commands
-    assert "vitbench throughput &#39;a b&#39; c --batch-size 8,1 --device cpu --output t.json" in commands
+def test_commands_are_those_that_the_rows_tell_and_nothing_is_made_up(tmp_path: Path) -> None:
+    typed = "vitbench bench 'a b' --threads 2 --output t.json"
+    written(tmp_path / "t.json", *(timed(name, per_s=1, environment_command=typed) for name in "ab"))
+    written(tmp_path / "f.json", counted("a"))
+    html = rendered(tmp_path)
+    assert re.findall(r"<code>(.*?)\n</code>", html, re.DOTALL) == [
+        "vitbench bench &#39;a b&#39; --threads 2 --output t.json"
+    ]
+    assert "<dt>Command</dt>" not in html
+    assert 'id="commands"' not in rendered(tmp_path / "f.json")
+
+
+def test_a_page_of_pictures_has_no_section_of_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PIXEL)
+    assert "Tables" not in rendered(tmp_path)
 
 
 def test_changes_since_a_baseline_are_shown(tmp_path: Path) -> None:
@@ -339,7 +400,7 @@ def test_changes_since_a_baseline_are_shown(tmp_path: Path) -> None:
     found = Comparison(base="old.json", head="new.json", changes=(change,))
     changes = section(rendered(written(tmp_path / "a.json", counted("a")), changes=found), "changes")
     assert "Changes since old.json" in changes
-    assert "1 regressed." in changes
+    assert "1 regressed from old.json to new.json." in changes
     assert "+100 %" in changes
 
 

@@ -97,12 +97,6 @@ class Change:
         """The model's name."""
         return self.setting.get("model", "")
 
-    @property
-    def conditions(self) -> str:
-        """The setting without the model, in a line: "3x224x224, batch_size 8"."""
-        parts = [value if name == "input_shape" else f"{name} {value}" for name, value in self.setting.items()]
-        return ", ".join(part for name, part in zip(self.setting, parts, strict=True) if name != "model")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:

@@ -33,7 +33,7 @@ HERE = "here"
 _BESIDE = ("max_batch_method", "limit_bytes", "modules")
 _VERSIONS = ("environment_vitbench", "environment_torch", "environment_timm")
 # Of the environment, what is another each time.
-_MOMENTARY = ("environment_time", "environment_commit", "environment_dirty", "environment_clock_mhz")
+_MOMENTARY = tuple(f"environment_{name}" for name in ("time", "command", "commit", "dirty", "clock_mhz"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -412,7 +412,8 @@ def _environment(lines: Iterable[Line]) -> dict[str, str]:
 
 
 def _environment_fields() -> tuple[str, ...]:
-    return (*headings(Environment), *headings(Machine))
+    # The command says what was asked, which the settings tell.
+    return tuple(name for name in (*headings(Environment), *headings(Machine)) if name != "command")
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -31,6 +33,7 @@ def describe() -> Environment:
         cores=cores(),
         memory_bytes=_memory(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=_command(),
     )
 
 
@@ -52,6 +55,15 @@ def cpu_name() -> str:
     except OSError:
         pass  # Not Linux: the platform module knows as much as can be known without running a program.
     return platform.processor() or platform.machine()
+
+
+def _command() -> str | None:
+    program, *words = sys.argv
+    started = Path(program)
+    # The program that pip installs, or `python -m vitbench`; processes of a command are told its words too.
+    if started.stem == "vitbench" or started.parts[-2:] == ("vitbench", "__main__.py"):
+        return shlex.join(["vitbench", *words])
+    return None
 
 
 def _memory() -> int | None:

@@ -16,6 +16,9 @@ from markupsafe import Markup
 
 from vitbench.units import printable
 
+MOST_ROWS = 5000
+"""Further rows of a table are counted, not shown."""
+
 _FOLDER = files("vitbench") / "templates"
 
 
@@ -48,6 +51,11 @@ def page(template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] = 
         scripts=[Markup(script) for script in scripts],  # noqa: S704  # looked through above
         **values,
     )
+
+
+def capped(rows: Sequence[Any]) -> list[str]:
+    """Gives the sentence on the rows of a table beyond `MOST_ROWS`; none where there are none."""
+    return [f"The first {MOST_ROWS} of {len(rows)} rows."] if len(rows) > MOST_ROWS else []
 
 
 def _hash(text: str) -> str:

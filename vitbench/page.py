@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 import vitbench
-from vitbench import catalog, offline, pareto, results, rows
+from vitbench import offline, pareto, results, rows
 from vitbench.analyses import ANALYSES
 from vitbench.changes import Comparison
 from vitbench.errors import BadInput
@@ -33,8 +32,6 @@ MOST_PICTURE_BYTES = 4 * 2**20
 """A larger picture is named, not shown."""
 MOST_BYTES = 40 * 2**20
 """Nor is one with which all pictures together would be larger than this."""
-MOST_ROWS = 5000
-"""Further rows of a table are counted, not shown."""
 
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -167,11 +164,11 @@ def render(found: Found, *, title: str = "vitbench report", changes: Comparison 
     """
     everything = [row for of_file in found.files.values() for row in of_file]
     measured, failed = rows.with_result(everything)
-    points = _points([row for row in measured if set(_kinds(row)) & _MEASUREMENTS])
+    points, not_drawn = _points(measured)
     plots, data, front = _plots(points)
     pictures, too_large = _pictures(found)
     environment = _environment(everything)
-    commands = _commands(found.files)
+    commands = list(dict.fromkeys(text for row in everything if (text := results.text(row, "environment_command"))))
     sections = [
         ("summary", "Summary"),
         *([("changes", "Changes")] if changes else []),
@@ -193,7 +190,7 @@ def render(found: Found, *, title: str = "vitbench report", changes: Comparison 
         facts=_facts(found, everything, failed),
         best=_best(points),
         front=front,
-        notes=[*found.left_out, *too_large],
+        notes=[*found.left_out, *not_drawn, *too_large],
         changes=changes_html.context(changes) if changes else None,
         plots=plots,
         data=data,
@@ -296,42 +293,62 @@ def _best(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 # --- plots -----------------------------------------------------------------------------------------------------------
 
 
-def _points(measured: Sequence[Flat]) -> list[dict[str, Any]]:
-    """Gives a point a row that has a model and an input: what it measured, and what was counted or published of the same."""
-    usable = [row for row in measured if _shape(row) and printable(results.text(row, "model")).strip()]
+def _points(measured: Sequence[Flat]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Gives the points, and a sentence on the rows that could have been some.
+
+    A row of a whole model with a value that an axis shows is one: what it says, and what was counted or published of the same.
+    """
+    usable, wrong = [], []
+    for row in measured:
+        shown = any(row.get(name) not in (None, "") for name in ("macs", *_AXES)) and "Part" not in _kinds(row)
+        if shown and printable(results.text(row, "model")).strip():
+            try:
+                rows.labels([row])
+                rows.completed([row])
+                usable.append(row)
+            except BadInput as error:
+                wrong.append(str(error))
+    said = [f"{_counted(len(wrong), 'row')} cannot be drawn. {wrong[0]}"] if wrong else []
     counted: dict[tuple[str, str], dict[str, float]] = {}
     for row in usable:
-        batch = _value(row, "batch_size")
         mine = counted.setdefault((results.text(row, "model"), str(_shape(row))), {})
         if (params := _value(row, "params")) is not None:
             mine["params"] = params
-        if (macs := _value(row, "macs")) is not None and batch:
-            mine["macs_per_input"] = macs / batch
+        if (macs := _value(row, "macs")) is not None:
+            mine["macs_per_input"] = macs / _batch(row)
     # What tells a row from others of its kind: a count has no machine, a measurement has.
     of_kind: dict[tuple[str, ...], list[Flat]] = {}
     for row in usable:
         of_kind.setdefault(_kinds(row), []).append(row)
     usable = [row for same in of_kind.values() for row in same]
     labels = [label for same in of_kind.values() for label in rows.labels(same)]
-    points = []
+    points: dict[tuple[Any, ...], dict[str, Any]] = {}
     for (row, figure), label in zip(rows.completed(usable), labels, strict=True):
         shape = _shape(row)
-        assert shape is not None
         values = {name: value for name in _AXES if (value := _value(row, name)) is not None}
-        values |= counted[results.text(row, "model"), str(shape)]
-        side, batch = math.sqrt(math.prod(shape[-2:])), _value(row, "batch_size")
-        points.append(
-            {
-                "label": label,
-                "family": results.text(row, "family") or "not in the catalog",
-                "values": values | {"side_px": side} | ({"batch_size": batch} if batch else {}),
-                "texts": {name: quantity(name, value) for name, value in values.items()}
-                | {"side_px": f"{shape[-2]}x{shape[-1]} px", "batch_size": f"{batch:g}" if batch else ""},
-                "row": row,
-                "source": figure.source if figure else "",
-            }
-        )
-    return points
+        values |= counted[results.text(row, "model"), str(shape)] | {"batch_size": _batch(row)}
+        texts = {name: quantity(name, value) for name, value in values.items()}
+        texts["batch_size"] = f"{values['batch_size']:g}"
+        if figure:
+            texts["top1"] += f", trained on {figure.data}; {figure.source}"
+        if shape:
+            values["side_px"] = math.sqrt(math.prod(shape[-2:]))
+            texts["side_px"] = f"{shape[-2]}x{shape[-1]} px"
+        point = {
+            "label": label,
+            "family": results.text(row, "family") or "not in the catalog",
+            "values": values,
+            "texts": texts,
+            "row": row,
+            "more_data": figure is not None and figure.more_data,
+        }
+        # A model checked against several sources is one point.
+        points.setdefault((label, *sorted(values.items())), point)
+    return list(points.values()), said
+
+
+def _batch(row: Flat) -> float:
+    return _value(row, "batch_size") or 1  # as it is by default, where a file leaves it out
 
 
 def _shape(row: Flat) -> tuple[int, ...] | None:
@@ -361,10 +378,14 @@ def _plots(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], d
     pairs = [(x, y) for y in _GAINS for x in _COSTS if x != y and len({points[at]["label"] for at in both(x, y)}) > 1]
     if pairs:
         x, y = pairs[0]
-        front = list(dict.fromkeys(points[place]["label"] for place in fronts[x, y]))
+        of_front = [points[place] for place in fronts[x, y]]
+        front = list(dict.fromkeys(": ".join(_front_words(point, x, y)) for point in of_front))
         summary = {"title": f"{_AXES[y][0]} against {_AXES[x][0]}", "labels": front}
         sources = (
-            "Top-1 is as published at that input, by the model's own paper where it says. " if "top1" in names else ""
+            "Top-1 is as published at that input, of training on ImageNet-1k alone where there is such a figure, by the "
+            "model's own paper where it says; hollow marks: of training on more data. "
+            if "top1" in names
+            else ""
         )
         plots.append(
             {
@@ -397,7 +418,7 @@ def _plots(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], d
     for place, point in enumerate(points):
         families.setdefault(point["family"], []).append(place)
     data = {
-        "points": [{key: _clean(point[key]) for key in ("label", "values", "texts")} for point in points],
+        "points": [{key: _clean(point[key]) for key in ("label", "values", "texts", "more_data")} for point in points],
         "axes": {
             name: {"title": title, "scale": 2.0**-20 if name.endswith("_bytes") else 1}
             for name, title in {**{name: title for name, (title, _) in _AXES.items()}, **_OVER}.items()
@@ -407,6 +428,11 @@ def _plots(points: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], d
         "lines": lines,
     }
     return plots, data, summary
+
+
+def _front_words(point: Mapping[str, Any], x: str, y: str) -> list[str]:
+    """Gives a point's name, and where its top-1 is from if that is what is drawn."""
+    return [point["label"], *([point["texts"]["top1"]] if "top1" in (x, y) else [])]
 
 
 def _clean(value: Any) -> Any:
@@ -559,15 +585,14 @@ def _table(id: str, kinds: Sequence[str], files: Mapping[Path, Sequence[Flat]], 
     caption = [about[kind] for kind in kinds if kind in about]
     if said := [f"{_heading(name, {})} {text}" for name, text in same.items() if text not in ("", "no", "ok")]:
         caption.append(f"In all rows: {'; '.join(said)}.")
-    if len(own) > MOST_ROWS:
-        caption.append(f"The first {MOST_ROWS} of {len(own)} rows.")
+    caption += offline.capped(own)
     return {
         "id": id,
         "title": title,
         "caption": f"{title}, from {', '.join(map(str, files))}",
         "note": " ".join(caption),
         "heads": heads,
-        "rows": [list(row) for row in zip(*cells, strict=True)][:MOST_ROWS],
+        "rows": [list(row) for row in zip(*cells, strict=True)][: offline.MOST_ROWS],
         "more": any("more" in head["classes"] for head in heads),
         "open": open,
         "meanings": [
@@ -618,7 +643,7 @@ def _text(name: str, value: Any) -> str:
     return quantity(name, value)
 
 
-# --- environment and commands ----------------------------------------------------------------------------------------
+# --- environment -----------------------------------------------------------------------------------------------------
 
 
 def _environment(everything: Sequence[Flat]) -> list[tuple[str, str]]:
@@ -627,51 +652,10 @@ def _environment(everything: Sequence[Flat]) -> list[tuple[str, str]]:
         name = f"environment_{item.name}"
         values = Counter(quantity(item.name, _parsed("", row.get(name))) for row in everything)
         values.pop("", None)
-        if item.name == "time" or not values:
+        if item.name in ("time", "command") or not values:
             continue
         said = values.most_common(4)
         many = len(values) > 1
         text = "; ".join(f"{text} ({_counted(number, 'row')})" if many else text for text, number in said)
         found.append((item.metadata["heading"], text + (f"; {len(values) - 4} others" if len(values) > 4 else "")))
     return found
-
-
-def _commands(files: Mapping[Path, Sequence[results.Line]]) -> list[str]:
-    """Gives the commands that made the files, as far as their rows tell."""
-    found = []
-    for path, of_file in files.items():
-        if of_file[0].get("asked") and (suite := path.parent / "suite.toml").is_file():
-            found.append(f"vitbench sweep {shlex.quote(str(suite))} --output {shlex.quote(str(path.parent))}")
-            continue
-        titles = dict.fromkeys(_title(kinds) for row in of_file if (kinds := _kinds(row)))
-        if len(titles) == 1:
-            (title,) = titles
-            found.append(_command("bench" if " + " in title else title, path, of_file))
-    return found
-
-
-def _command(command: str, path: Path, of_file: Sequence[results.Line]) -> str:
-    """Puts a command together from its rows; a setting in which they differ is left out, unless one option takes several."""
-    models = list(dict.fromkeys(name for row in of_file if (name := results.text(row, "model"))))
-    whole = set(models) >= set(catalog.VARIANTS)
-    words = ["vitbench", command, *(["--all"] if whole and command == "flops" else [] if whole else models)]
-
-    def same(column: str) -> str:
-        texts = {quantity(column, row.get(column)) for row in of_file}
-        return texts.pop() if len(texts) == 1 else ""
-
-    analysis = command in ANALYSES.names
-    if analysis:
-        weights = same("weights")
-        words += ["--weights", "random"] if weights.startswith("random") else []
-        words += ["--images", *source.split()] if (source := same("source")) else []
-    elif batches := dict.fromkeys(results.text(row, "batch_size_asked") for row in of_file):
-        asked = [batch for batch in batches if batch and batch != "max"]
-        words += ["--batch-size", ",".join(asked)] if asked and asked != ["1"] else []
-    for column, usual in (("device", ""), ("dtype", "fp32"), ("mode", "infer"), ("compile", "")):
-        if command not in ("flops", "verify") and (text := same(column)) not in ("", usual):
-            words += [f"--{column}", text]
-    for column in ("amp", "channels_last", "grad_checkpointing"):
-        words += [f"--{column.replace('_', '-')}"] if same(column) in ("True", "yes") else []
-    words += ["--output", str(path.parent if analysis else path)]
-    return " ".join(map(shlex.quote, words))

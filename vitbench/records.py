@@ -160,6 +160,9 @@ class Environment:
     cores: int = column("Cores", meaning="processors this process may use")
     memory_bytes: int | None = column("Memory", meaning="physical memory in bytes; empty where the system hides it")
     time: str = column("Time", meaning="when the command started, UTC, ISO 8601")
+    command: str | None = column(
+        "Command", default=None, meaning="the command line, as typed; empty where vitbench was called from Python"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from vitbench import offline
 from vitbench.changes import Change, Comparison, PartChange, ranked
 from vitbench.reports import changes_html
 
@@ -60,7 +63,8 @@ def rows(html: str) -> list[list[str]]:
 
 def test_the_verdict_comes_first_then_the_findings_worst_first() -> None:
     html = changes_html.render(comparison(change(), PAIRED, WORSE))
-    assert html.index("1 regressed, 1 inconclusive, 1 unchanged.") < html.index("<table>")
+    headline = "1 regressed from base.json to head.json: 1 inconclusive, 1 unchanged."
+    assert html.index(headline) < html.index("<table>")
     assert rows(html)[0] == [
         "vit_b16",
         "✗ regressed",
@@ -73,14 +77,53 @@ def test_the_verdict_comes_first_then_the_findings_worst_first() -> None:
         "torch 2.14.0 to 2.15.0",
     ]
     # The interval and what would settle it, in words.
-    assert rows(html)[1][6:] == ["+1.67 %", "-2.00 % to +5.00 %", "12 more would settle it"]
+    assert rows(html)[1][6:] == ["+1.67 %", "-2.00 % to +5.00 %", "about 12 more rounds would settle it"]
 
 
 def test_what_did_not_change_is_folded_and_modules_have_a_table_of_their_own() -> None:
     html = changes_html.render(comparison(change(before=1, after=1), WORSE))
     assert re.search(r"<details><summary>Unchanged \(1\)</summary>", html)
     assert "<details open" not in html
-    assert ["vit_b16", "3x224x224, batch_size 8", "blocks.0.attn", "macs", "", "1.234 k"] in rows(html)
+    assert ["vit_b16", "", "blocks.0.attn", "macs", "not there", "1.234 k"] in rows(html)
+    assert "All: 3x224x224, batch_size 8." in html
+
+
+def test_a_change_in_the_last_digit_is_not_nothing_and_columns_of_one_heading_are_told_apart() -> None:
+    least = replace(WORSE, before=15_430_946_816, after=15_430_946_817, ratio=15_430_946_817 / 15_430_946_816)
+    other = replace(WORSE, column="macs_per_input")
+    found = rows(changes_html.render(comparison(least, other)))
+    # The words of wording.py, which the terminal, Markdown and JUnit say too.
+    assert [row[3:7] for row in found[:2]] == [
+        ["MACs (macs_per_input)", "17.58 G", "17.68 G", "+0.57 %"],
+        ["MACs (macs)", "15,430,946,816", "15,430,946,817", "+6.5e-09 %"],
+    ]
+
+
+def test_tables_of_changes_end_at_a_limit_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "MOST_ROWS", 2)
+    worse = [replace(WORSE, setting={"model": f"m{place}"}, parts=()) for place in range(3)]
+    same = [change(setting={"model": f"n{place}"}) for place in range(4)]
+    html = changes_html.render(comparison(*worse, *same))
+    assert [row[0] for row in rows(html)] == ["m0", "m1", "n0", "n1"]
+    assert "Findings: The first 2 of 3 rows." in html
+    assert "Unchanged: The first 2 of 4 rows." in html
+    assert "<summary>Unchanged (4)</summary>" in html
+
+
+def test_rows_that_are_new_because_the_base_has_none_of_their_kind_are_folded_and_counted() -> None:
+    def new(**setting: str) -> Change:
+        return change(verdict="new", column="", heading="", setting={"model": "m", "input_shape": "3x8x8"} | setting)
+
+    of_a_kind = [new(layer=f"blocks.{layer}", head="0") for layer in range(3)]
+    batch = new(batch_size="64")
+    html = changes_html.render(comparison(change(), *of_a_kind, batch))
+    assert "<summary>New, of kinds of rows that base.json has none of (3)</summary>" in html
+    found = rows(html)
+    # A row of the base's own kind, at another setting, is a finding.
+    assert [row[3] for row in found if "new" in row[1]] == ["whole row"]
+    assert ["layer, head", "1", "3"] in found
+    # Without anything in common there is no kind to tell.
+    assert len(rows(changes_html.render(comparison(*of_a_kind)))) == 3
 
 
 def test_a_verdict_has_its_colour_and_says_what_was_expected() -> None:
@@ -94,7 +137,8 @@ def test_a_verdict_has_its_colour_and_says_what_was_expected() -> None:
     assert mood(change(), change(verdict="improved")) == "good"
     assert mood() == "bad"  # nothing was compared
     known = replace(WORSE, expected="the head has grown")
-    assert "1 regressed; 1 of these expected." in changes_html.render(comparison(known))
+    assert mood(change(verdict="new")) == "bad"
+    assert "1 regressed (1 expected) from base.json to head.json." in changes_html.render(comparison(known))
 
 
 def test_pairs_are_drawn_where_their_ratios_lie() -> None:
@@ -114,6 +158,35 @@ def test_ratios_that_are_none_are_not_drawn() -> None:
     html = changes_html.render(comparison(odd))
     assert html.count("<circle") == 1
     assert "<circle" not in changes_html.render(comparison(replace(PAIRED, rounds=((), (0.0, math.nan)))))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"threshold": 1.0},
+        {"threshold": 5.0},
+        {"threshold": math.inf},
+        {"low": -0.2, "high": 1.1},
+        {"low": 0.0, "high": math.inf},
+        {"low": math.nan, "high": math.nan},
+    ],
+    ids=str,
+)
+def test_what_reaches_beyond_the_axis_ends_where_the_drawing_does(odd: dict[str, float]) -> None:
+    html = changes_html.render(comparison(replace(PAIRED, **odd)))  # type: ignore[arg-type]
+    drawing = re.search(r"<svg.*?</svg>", html, re.DOTALL)
+    assert drawing
+    places = [float(x) for x in re.findall(r'(?:c?x[12]?)="(-?[\d.]+|nan|inf)"', drawing[0])]
+    assert all(50 <= place <= 590 for place in places)
+    assert html.count("<circle") == 5
+
+
+def test_rounds_without_a_finite_pair_are_not_drawn() -> None:
+    assert "<svg" not in changes_html.render(comparison(replace(PAIRED, rounds=((math.inf,), (math.inf, math.nan)))))
+
+
+def test_pairs_are_head_over_base() -> None:
+    assert "head over base" in changes_html.render(comparison(PAIRED))
 
 
 def test_names_are_escaped() -> None:

@@ -45,13 +45,15 @@
       const [x, y] = selects.map((select) => select.value);
       const there = (place) => data.points[place].values[x] != null && data.points[place].values[y] != null;
       const value = (place, name) => data.points[place].values[name] * data.axes[name].scale;
+      const hollow = (place) => [x, y].includes("top1") && data.points[place].more_data;
       const groups = (scaling ? data.lines[x] : data.families)
         .map(({ name, points }) => ({ name, points: points.filter(there) }))
         .filter(({ points }) => points.length > (scaling ? 1 : 0));
       const traces = groups.map(({ name, points }, place) => ({
         name: short(name), x: points.map((one) => value(one, x)), y: points.map((one) => value(one, y)), customdata: points,
         text: points.map((one) => said(data.points[one], [x, y]).map(folded).join("<br>")), hoverinfo: "text",
-        mode: scaling ? "lines+markers" : "markers", marker: { ...style(place), size: 9, line: { width: 0.7 } }, line: { color: style(place).color },
+        marker: { ...style(place), symbol: points.map((one) => style(place).symbol + (hollow(one) ? "-open" : "")), size: 9, line: { width: 0.7 } },
+        mode: scaling ? "lines+markers" : "markers", line: { color: style(place).color },
       }));
       const front = scaling ? [] : data.fronts[`${x} ${y}`] ?? [];
       if (front.length > 1) traces.push({ name: "Pareto front", x: front.map((one) => value(one, x)), y: front.map((one) => value(one, y)),
