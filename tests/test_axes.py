@@ -27,8 +27,8 @@ def test_ticks_are_round_and_leave_room(low: float, high: float, expected: list[
     ("column", "values", "label", "log"),
     [
         ("macs", [1e9, 17.6e9], "Multiply-accumulates (G)", False),
-        ("macs", [1e9, 176e9], "Multiply-accumulates (G)", True),
-        ("macs", [1e6, 176e9], "Multiply-accumulates", True),
+        ("macs", [1e9, 99e9], "Multiply-accumulates (G)", True),
+        ("params", [5e6, 1e9], "Parameters", True),
         ("latency_p90_ms", [0.5, 80.0], "Latency p90 (ms)", True),
         ("predicted_peak_bytes", [2.0**20, 3 * 2.0**30], "Predicted peak (GiB)", True),
         ("top1", [70.0, 88.0], "ImageNet-1k top-1 (%)", False),
@@ -50,6 +50,7 @@ def test_an_axis_has_the_unit_of_its_column_and_is_logarithmic_where_the_range_a
     [
         ("macs", [1e9, 100e9], ["1", "2", "5", "10", "20", "50", "100"]),
         ("macs", [1e6, 2e9], ["1 M", "10 M", "100 M", "1 G"]),
+        ("params", [5e6, 6e8], ["5 M", "10 M", "20 M", "50 M", "100 M", "200 M", "500 M"]),
         ("predicted_peak_bytes", [2.0**30, 2.0**31], ["1", "1.2", "1.4", "1.6", "1.8", "2"]),
         ("latency_median_ms", [100.0, 5000.0], ["100", "200", "500", "1,000", "2,000", "5,000"]),
         ("top1", [80.0], ["72.5", "75", "77.5", "80", "82.5", "85", "87.5"]),

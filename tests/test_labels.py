@@ -38,8 +38,8 @@ def test_no_label_lies_over_another_over_a_dot_or_outside(count: int) -> None:
     dots = crowd(count)
     ax, without, found = placed(dots)
     assert sorted([*without, *found]) == sorted(dot.text for dot in dots)
-    # Most have one: where dots crowd, a line to the middle one would cross another's label.
-    assert len(found) >= {1: 1, 30: 25, 150: 60}[count]
+    # Where dots crowd, a line may pass another's label, as a last resort, but never another line.
+    assert len(found) >= {1: 1, 30: 30, 150: 75}[count]
     for one, other in itertools.combinations(found.values(), 2):
         assert not one.overlaps(other)
     frame = ax.get_window_extent()
@@ -63,8 +63,7 @@ def test_the_same_dots_get_the_same_places() -> None:
 
 def test_dots_on_one_spot_have_a_label_each_and_a_line_to_it() -> None:
     ax, without, found = placed([Dot(x=0, y=0, radius_pt=3, text=f"model_{place}") for place in range(14)])
-    assert len(found) + len(without) == 14
-    assert len(found) >= 8
+    assert (len(found), without) == (14, [])
     assert ax.get_lines()
 
 

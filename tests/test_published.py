@@ -172,6 +172,14 @@ def test_beside_gives_relative_differences_and_the_reason() -> None:
         ("deit_s16", 224, "79.8", "2012.12877"),
         # Trained on ImageNet-1k alone before the paper's own, which is of JFT-300M at 384 px.
         ("vit_l32", 224, "76.972", "torchvision"),
+        # Of sources that are not its own, that which has most of the family: PVT's and T2T-ViT's tables come first in the file.
+        ("vit_b16", 224, "83.8", "DeiT III"),
+        ("vit_b16", 384, "85.0", "DeiT III"),
+        ("vit_l16", 224, "84.9", "DeiT III"),
+        # Pooled by convolution; the rows of max-pool come first in the paper's Table 17.
+        ("mvit_b_16_image", 224, "83.0", "2104.11227"),
+        ("mvit_b_24_image", 224, "83.4", "2112.01526"),
+        ("mvit_b_24_wide_image", 320, "84.8", "2104.11227"),
         # Only with more data.
         ("vit_ti16", 224, "73.75", "2106.10270"),
         ("swin_b", 384, "84.5", "2103.14030"),
@@ -189,6 +197,28 @@ def test_the_top1_of_imagenet_that_stands_for_a_model(model: str, size: int, top
     found = published.imagenet_top1(variant.published_ids, variant.paper.cited_as, shape)
     assert (found.top1 if found else None) == top1
     assert found is None or source in found.source
+
+
+def test_of_one_recipe_a_larger_vit_is_better_and_no_figure_is_another_models() -> None:
+    for size, models in (
+        (224, ("vit_s16", "vit_m16", "vit_b16", "vit_l16", "vit_h14")),
+        (384, ("vit_s16", "vit_b16", "vit_l16")),
+    ):
+        found = [
+            published.imagenet_top1((name,), catalog.VARIANTS[name].paper.cited_as, (3, size, size)) for name in models
+        ]
+        top1 = [float(figure.top1) for figure in found if figure is not None]
+        assert len(top1) == len(models)
+        assert top1 == sorted(top1)
+    others = [figure for figure in FIGURES if "top-1 is of another model" in figure.notes]
+    # PVT's ViT-B/16 has DeiT-B's training; the paper's three of MViT are pooled by maximum.
+    assert {figure.variant for figure in others} == {
+        "vit_b16",
+        "mvit_b_16_image",
+        "mvit_b_24_image",
+        "mvit_b_24_wide_image",
+    }
+    assert not any(figure.has_imagenet_top1() for figure in others)
 
 
 def test_no_top1_of_another_data_set_or_size_is_taken_for_imagenets() -> None:

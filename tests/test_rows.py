@@ -53,6 +53,14 @@ def test_a_label_says_what_tells_a_row_from_others_of_its_model() -> None:
         rows.labels([{"batch_size": 1}])
 
 
+def test_where_no_condition_tells_rows_apart_a_column_of_words_does() -> None:
+    beside = [{"model": "a", "threads": 1, "latency_median_ms": place, "other": f"tool {place}"} for place in (1, 2)]
+    assert rows.labels(beside) == ["a, tool 1", "a, tool 2"]
+    # Threads are of a CPU where no device is named.
+    assert rows.labels([beside[0], beside[1] | {"threads": 2}]) == ["a, 1 thread", "a, 2 threads"]
+    assert rows.labels([beside[0], beside[0]]) == ["a", "a"]
+
+
 def completed(*found: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(row) for row, _ in rows.completed(found)]
 
@@ -78,7 +86,10 @@ def test_counts_come_from_other_rows_of_the_same_pass() -> None:
     same = {"model": "a", "input_shape": "3x8x8", "batch_size": "1", "latency_median_ms": 3}
     assert completed(count, same)[1]["macs"] == 7
     larger = completed(count, same | {"batch_size": 2})[1]
-    assert (larger["params"], larger.get("macs")) == (5, None)
+    # One input's, as often as the batch has inputs; never from a batch to one input, which may share work.
+    assert (larger["params"], larger["macs"]) == (5, 14)
+    assert completed(count | {"batch_size": 2}, same)[1].get("macs") is None
+    assert completed(count, count | {"batch_size": 2, "macs": 13}, same | {"batch_size": 2})[2]["macs"] == 13
     # Where the others disagree, nobody knows.
     assert completed(count, count | {"params": 6}, same)[2].get("params") is None
     assert completed(count, same | {"params": 9})[1]["params"] == 9

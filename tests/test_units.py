@@ -120,6 +120,7 @@ def test_a_small_difference_is_not_told_as_none(difference: float, text: str) ->
         ("throughput_per_s", 12_345.6, "12.35 k/s"),
         ("achieved_flops_per_s", 1.2346e12, "1.235 TFLOP/s"),
         ("achieved_flops_per_s", 12.0, "12.00 FLOP/s"),
+        ("bandwidth_bytes_per_s", 30_970_000_000.0, "30.97 GB/s"),
         ("distance_px", 101.26, "101.3 px"),
         ("entropy_nats", 0.0001234, "0.0001234 nats"),
         ("sem_nats", 0.00001234, "1.234e-05 nats"),

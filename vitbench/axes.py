@@ -28,7 +28,9 @@ _BINARY = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"
 
 _WORDS = {
     "macs": "Multiply-accumulates",
+    "macs_of_one_input": "Multiply-accumulates of one input",
     "flops": "FLOPs = 2 x MACs",
+    "flops_of_one_input": "FLOPs of one input = 2 x MACs",
     "params": "Parameters",
     "top1": "ImageNet-1k top-1 (%)",
     "batch_size": "Batch size",
@@ -45,7 +47,7 @@ _UNITS = (("_per_s", "/s"), ("_ms", " (ms)"), ("_px", " (pixels)"), ("_s", " (s)
 # From the lowest to the highest value more than this, and the axis is logarithmic.
 _LINEAR_RANGE = 20
 # Over more than this, each tick has a prefix of its own: 1 M, 1 G.
-_PREFIX_RANGE = 1e3
+_PREFIX_RANGE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
 """Labels beside points, none over another label, over a point or outside the axes.
 
 Each label, in the order given, takes the nearest free place around its point; one without a free place is left out and
-reported. The same figure gives the same places: nothing is drawn at random, and nothing depends on time.
+reported. The same figure gives the same places: nothing is drawn at random, and nothing depends on time. No library does this:
+adjustText, the best known, stops by the clock, so that the same figure may differ from run to run, and does not promise that
+labels lie apart.
 """
 
 from __future__ import annotations
@@ -121,7 +123,8 @@ class _Free:
     def middle(self, centre: Array, radius: float, half: Array, pixels: float) -> Array | None:
         """Gives the middle of the nearest free place for a label of that half width and height, or None.
 
-        First of places off the ruled lines whose leaders pass no other dot, then also of those on the lines, then of all.
+        First of places off the ruled lines whose leaders pass no other dot, then of those whose leaders pass one, then also of
+        those on the lines, and as a last resort of those whose leaders pass a label.
         """
         ways = self._ways(centre)
         # Along each way the label's box begins where its border meets it.
@@ -139,10 +142,10 @@ class _Free:
         nearest = np.clip(self.centres, boxes[:, None, :2], boxes[:, None, 2:])
         free &= (_lengths(self.centres - nearest) >= self.radii).all(axis=1)
         # A leader through another label, or through another leader, would be taken for its.
-        free &= ~_meet(self.leaders, boxes).any(axis=0) & ~_meet(leads, self.boxes).any(axis=1)
-        free &= ~_cross(leads, self.leaders).any(axis=1)
+        free &= ~_meet(self.leaders, boxes).any(axis=0) & ~_cross(leads, self.leaders).any(axis=1)
+        clear = free & ~_meet(leads, self.boxes).any(axis=1)
         off_rules = ~_meet(self.ruled, boxes).any(axis=0)
-        for wanted in (free & off_rules & self._passes_none(centre, radius, leads), free & off_rules, free):
+        for wanted in (clear & off_rules & self._passes_none(centre, radius, leads), clear & off_rules, clear, free):
             if wanted.any():
                 return np.asarray(middles[int(wanted.argmax())])
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -105,9 +106,10 @@ class Figure:
         return not self.data.startswith("IN-1k")
 
     def has_imagenet_top1(self) -> bool:
-        """Tells whether top1 is of a classifier trained for ImageNet-1k, whole, and judged at `input`."""
+        """Tells whether top1 is of this model as a classifier trained for ImageNet-1k, whole, and judged at `input`."""
         if (
             not self.top1
+            or "top-1 is of another model" in self.notes
             or "linear" in self.data
             or not re.match(r"IN-1k|JFT|IN-22K-ext|distilled$|.*-> IN-1k", self.data)
         ):
@@ -116,6 +118,11 @@ class Figure:
             return False
         judged_at = re.search(r"-> IN-1k @(\d+)$", self.data)
         return judged_at is None or self.input.endswith(f"x{judged_at[1]}")
+
+    @property
+    def cited(self) -> str:
+        """The source without the table, and of several the first."""
+        return re.split(r";| Tables? | model config| weights metadata", self.source)[0]
 
     @property
     def _counted(self) -> int:
@@ -187,15 +194,29 @@ def imagenet_top1(ids: tuple[str, ...], paper: Sequence[str], input_shape: tuple
     """Gives the figure whose `top1` on ImageNet-1k stands for a model at one input, if there is one.
 
     Training on ImageNet-1k alone before more data, since data change the figure more than the source does; then the model's
-    own paper, its repository, others in the order of the file, and those noted from memory last.
+    own paper, its repository, others, and those noted from memory last. Of others, the source with such figures of most of
+    the family, so that its models are of one recipe as far as can be, and of equal ones the first of the file.
 
     Args:
         ids: the model's published ids.
         paper: how sources name the model's own paper and repository, best first.
         input_shape: without the batch; a figure of a model that was fine-tuned at another size is no candidate.
     """
-    found = ranked([figure for figure in find(ids, input_shape) if figure.has_imagenet_top1()], paper)
-    return min(found, key=lambda figure: figure.more_data, default=None)
+    found = [figure for figure in find(ids, input_shape) if figure.has_imagenet_top1()]
+    return min(
+        found, key=lambda figure: (figure.more_data, *_rank(figure, paper), -_breadths()[_recipe(figure)]), default=None
+    )
+
+
+def _recipe(figure: Figure) -> tuple[str, str, bool]:
+    return figure.family, figure.cited, figure.more_data
+
+
+@cache
+def _breadths() -> Counter[tuple[str, str, bool]]:
+    """Gives of how many models and inputs of a family a source has a top-1 on ImageNet-1k."""
+    told = {(_recipe(figure), figure.variant, figure.input) for figure in figures() if figure.has_imagenet_top1()}
+    return Counter(recipe for recipe, _, _ in told)
 
 
 def chosen(found: tuple[Figure, ...], quantity: Quantity | Literal["top1"], paper: Sequence[str]) -> Figure | None:
@@ -212,9 +233,9 @@ def chosen(found: tuple[Figure, ...], quantity: Quantity | Literal["top1"], pape
 
 def ranked(found: Sequence[Figure], paper: Sequence[str]) -> list[Figure]:
     """Sorts figures: the model's own paper before its repository before others, those noted from memory last."""
+    return sorted(found, key=lambda figure: _rank(figure, paper))
 
-    def rank(figure: Figure) -> tuple[bool, int]:
-        own = [place for place, name in enumerate(paper) if name in figure.source]
-        return figure.from_memory, min(own, default=len(paper))
 
-    return sorted(found, key=rank)
+def _rank(figure: Figure, paper: Sequence[str]) -> tuple[bool, int]:
+    own = [place for place, name in enumerate(paper) if name in figure.source]
+    return figure.from_memory, min(own, default=len(paper))

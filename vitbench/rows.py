@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vitbench import catalog, published, results
@@ -96,7 +97,10 @@ def shared(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Gives a name for each row: the model's, and what tells the row from others of the same model."""
+    """Gives a name for each row: the model's, and what tells the row from others of the same model.
+
+    Where no condition does, it is the first column of words that differs, such as what else was measured beside it.
+    """
     ways = _OF_THE_INPUT | CONDITIONS
     of_model: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -105,11 +109,23 @@ def labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         model: [say for name, say in ways.items() if len({say(row) for row in own} - _unknown(name)) > 1]
         for model, own in of_model.items()
     }
+    for model, own in of_model.items():
+        if len(own) > 1 and not differing[model] and (column := _telling(own)):
+            differing[model] = [partial(results.text, column=column)]
     return [
         plain(", ".join(part for part in (model, *(say(row) for say in differing[model])) if part))
         for row in rows
         for model in [model_of(row)]
     ]
+
+
+def _telling(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Gives the first column of words that is different in each row, if there is one."""
+    for column in rows[0]:
+        texts = {results.text(row, column) for row in rows}
+        if len(texts) == len(rows) and all(any(sign.isalpha() for sign in text) for text in texts):
+            return column
+    return None
 
 
 def _unknown(condition: str) -> set[str]:
@@ -121,20 +137,23 @@ def completed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[results.Line, pub
     """Gives the rows with what is known of their models besides, and the figure that `top1` is from, where it is published.
 
     `family` is the catalog's, `top1` the papers', and counts of a forward pass are those of other rows of the same model,
-    input and batch, if they agree. What a row says itself stays.
+    input and batch, if they agree, or of one input, as often as the batch has inputs. What a row says itself stays.
     """
     counts: dict[tuple[Any, ...], set[Any]] = {}
     for row in rows:
         for column in _COUNTS:
             if row.get(column) not in (None, ""):
-                counts.setdefault((column, *_pass(row, column)), set()).add(results.number(row, column))
+                counts.setdefault((column, *_pass(row), inputs(row, column)), set()).add(results.number(row, column))
     found: list[tuple[results.Line, published.Figure | None]] = []
     for row in rows:
         line = results.Line(getattr(row, "where", "A row"), row)
         for column in _COUNTS:
-            others = counts.get((column, *_pass(row, column)), set())
-            if row.get(column) in (None, "") and len(others) == 1:
-                line[column] = next(iter(others))
+            if row.get(column) in (None, ""):
+                for counted_at in (inputs(row, column), 1.0):
+                    others = counts.get((column, *_pass(row), counted_at), set())
+                    if len(others) == 1:
+                        line[column] = next(iter(others)) * inputs(row, column) / counted_at
+                        break
         variant = catalog.VARIANTS.get(results.text(row, "model"))
         figure = None
         if variant is not None and row.get("top1") in (None, ""):
@@ -146,21 +165,28 @@ def completed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[results.Line, pub
     return found
 
 
+PER_INPUT = ("macs", "flops", "activations")
+"""Counts of a forward pass that are as much the more as the batch has inputs."""
+
 # What one forward pass costs does not depend on where it ran.
-_COUNTS = ("params", "params_trainable", "macs", "flops", "activations")
+_COUNTS = ("params", "params_trainable", *PER_INPUT)
+
+
+def inputs(row: Mapping[str, Any], column: str) -> float:
+    """Gives over how many inputs a row's number goes: those of its batch (one where it does not say), or one."""
+    return (results.number(row, "batch_size") or 1.0) if column in PER_INPUT else 1.0
 
 
 def _input(row: Mapping[str, Any]) -> tuple[int, ...]:
     return results.extents(row, "input_shape") if results.text(row, "input_shape") else ()
 
 
-def _pass(row: Mapping[str, Any], column: str) -> tuple[Any, ...]:
-    batch = None if column.startswith("params") else results.number(row, "batch_size")
-    return results.text(row, "model"), _input(row), batch
+def _pass(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return results.text(row, "model"), _input(row)
 
 
 def _threads(row: Mapping[str, Any]) -> str:
     found = results.text(row, "threads")
-    if not found or not results.text(row, "device").startswith("cpu"):
+    if not found or not (results.text(row, "device") or "cpu").startswith("cpu"):
         return ""
     return f"{found} {'thread' if found == '1' else 'threads'}"

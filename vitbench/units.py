@@ -217,6 +217,8 @@ def _in(name: str) -> tuple[str, str, Callable[[float, int], str]]:
 _UNITS: tuple[tuple[str, str, Callable[[float, int], str]], ...] = (
     ("_bytes", "bytes", _bytes),
     ("_flops_per_s", "FLOP/s", _rate("FLOP/s")),
+    # Traffic is told in powers of ten, as makers of memory do.
+    ("_bytes_per_s", "B/s", _rate("B/s")),
     ("_per_s", "1/s", _rate("/s")),
     ("_ms", "ms", _time),
     ("_ratio", "1", _part),

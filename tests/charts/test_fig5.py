@@ -83,6 +83,7 @@ def test_one_size_of_several_has_to_be_named() -> None:
     [
         ({"model": "a"}, "No row has both top1, in percent, and pretrain_exaflops, .*1 row without top1"),
         ({"model": "a", "top1": 101, "pretrain_exaflops": 1}, "top1 is 101, not a percentage"),
+        ({"model": "a", "top1": 0.85, "pretrain_exaflops": 1}, "in percent, not as a fraction"),
         ({"model": "a", "top1": 50, "pretrain_exaflops": 0}, "pretrain_exaflops is 0, not a number above zero"),
         (
             {"model": "a", "top1": 50, "macs": 1, "pretrain_epochs": 0, "pretrain_images": 1},

@@ -48,7 +48,7 @@ def test_rows_stand_from_the_fastest_down_with_their_samples() -> None:
     assert points(figure, ".") == [(1.0, 2.0, 3.0), (29.0, 30.0, 31.0)]
     assert points(figure, "o") == [(2.0,), (5.0,), (30.0,)]
     assert points(figure, "X") == [(9.0,)]
-    assert points(figure, "|") == [(30.9,)]
+    assert points(figure, "^") == [(30.9,)]
     # The whisker ends there already.
     assert points(figure, "d") == []
     assert figure.axes[0].get_xscale() == "log"
@@ -61,6 +61,25 @@ def test_the_box_is_of_the_quartiles_of_all_processes() -> None:
     figure = latency.plot([row("a", 5.0, samples_ms=[[1, 2, 3, 4, 5], [6, 7, 8, 9]])])
     reached = {round(float(x), 6) for line in figure.axes[0].get_lines() for x in np.asarray(line.get_xdata())}
     assert {3.0, 7.0, 1.4, 8.6} <= reached
+
+
+def test_samples_box_and_interval_lie_apart() -> None:
+    figure = latency.plot(
+        [row("a", 5.0, samples_ms=[[float(n) for n in range(1, 10)]], latency_low_ms=4.0, latency_high_ms=6.0)]
+    )
+    lines = [
+        (
+            line.get_marker(),
+            [float(x) for x in np.asarray(line.get_xdata())],
+            [float(y) for y in np.asarray(line.get_ydata())],
+        )
+        for line in figure.axes[0].get_lines()
+    ]
+    (samples,) = (heights for marker, _, heights in lines if marker == ".")
+    (interval,) = (heights for marker, times, heights in lines if marker != "." and times == [4.0, 6.0])
+    (box,) = (heights for marker, times, heights in lines if marker != "." and {3.0, 7.0} == set(times))
+    # Upwards is to smaller numbers.
+    assert max(samples) < min(box) < max(box) < min(interval)
 
 
 def test_an_interval_below_zero_bounds_nothing() -> None:

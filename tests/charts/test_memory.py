@@ -53,8 +53,14 @@ def test_parts_lie_end_to_end_and_peaks_are_marked() -> None:
         (0, GIB), (0, 0), (0, 4 * GIB),
         (GIB, 0), (0, 0), (4 * GIB, 2 * GIB),
     ]  # fmt: skip
-    assert marks(figure, "D") == [GIB, 5 * GIB]
-    assert marks(figure, "o") == [1.5 * GIB, 2 * GIB]
+    assert marks(figure, "v") == [GIB, 5 * GIB]
+    assert marks(figure, "^") == [1.5 * GIB, 2 * GIB]
+    # Beside the bars, so that no mark hides one, however short.
+    reach = [
+        (one.get_y(), one.get_y() + one.get_height()) for one in figure.axes[0].patches if isinstance(one, Rectangle)
+    ]
+    at = [float(y) for line in figure.axes[0].get_lines() for y in np.asarray(line.get_ydata())]
+    assert not any(low <= y <= high for low, high in reach for y in at)
     assert legend(figure) == ["weights, predicted", "activations, predicted", "peak, predicted", "peak, measured"]
     figure.draw_without_rendering()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["small", "only", "large"]

@@ -69,7 +69,7 @@ def test_published_top1_against_counted_cost_with_the_front_drawn_and_listed() -
     assert "DeiT paper (arXiv 2012.12877) (2); Swin paper (arXiv 2103.14030) (1)" in said
     assert "1 row out of memory, 2 rows without a published ImageNet-1k top-1" in said
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == (
-        "Multiply-accumulates (G)",
+        "Multiply-accumulates of one input (G)",
         "ImageNet-1k top-1 (%)",
     )
     table = tradeoff.listing(rows)
@@ -143,6 +143,37 @@ def test_rows_that_give_one_dot_are_one() -> None:
     assert len([one for one in figure.axes[0].collections if isinstance(one, PathCollection)]) == 1
 
 
+def test_counts_are_of_one_input_whatever_the_batch_was() -> None:
+    """As `bench -b 1,8` gives them: two rows a model, the second of eight times the work."""
+    rows = [row("swin_t", 4.5e9, batch_size=1, flops=9e9), row("swin_t", 36e9, batch_size=8, flops=72e9)]
+    assert dots(tradeoff.plot(rows)) == {(4.5e9, 81.3)}
+    assert texts(tradeoff.plot(rows)) == {"swin_t"}
+    assert dots(tradeoff.plot(rows, x="flops")) == {(9e9, 81.3)}
+    assert tradeoff.plot(rows, x="flops").axes[0].get_xlabel() == "FLOPs of one input = 2 x MACs (G)"
+    timed = [row("swin_t", 4.5e9, batch_size=1), row("swin_t", None, batch_size=8, latency_median_ms=3.0)]
+    assert dots(tradeoff.plot(timed, y="latency_median_ms")) == {(4.5e9, 3.0)}
+
+
+def test_rows_of_a_model_at_one_place_are_one_on_the_front_and_named_by_what_they_share() -> None:
+    rows = [
+        row("pvt_v2_b0", None, params=3.7e6, batch_size=batch, dtype=dtype)
+        for batch, dtype in ((1, "fp32"), (8, "fp32"), (1, "bf16"))
+    ]
+    table = tradeoff.listing([*rows, row("a", params=1e7, top1=80)], x="params")
+    assert [one["label"] for one in table.rows] == ["pvt_v2_b0", "a"]
+    small = [one | {"input_shape": "3x224x224"} for one in rows]
+    larger = row("pvt_v2_b0", None, params=4e6, top1=71, batch_size=1, dtype="fp32", input_shape=[3, 384, 384])
+    labels = [one["label"] for one in tradeoff.listing([*small, larger], x="params").rows]
+    assert labels == ["pvt_v2_b0, 3x224x224", "pvt_v2_b0, 3x384x384"]
+
+
+def test_the_ends_of_the_front_have_labels_before_what_lies_between() -> None:
+    names = [f"a_model_of_a_long_name_{place}" for place in range(60)]
+    found = texts(tradeoff.plot([row(name, 1e9 + place, top1=70 + place / 1e3) for place, name in enumerate(names)]))
+    assert len(found) < 60
+    assert {names[0], names[1], names[-2], names[-1]} <= found
+
+
 @pytest.mark.parametrize("name", [r"$\frac{ x_1", "_hidden", "a\nb\x1b[2J", "\ud800", "n" * 200])
 def test_texts_of_files_are_shown_as_they_are_and_nothing_is_clipped(name: str) -> None:
     figure = tradeoff.plot(
@@ -163,6 +194,9 @@ def test_texts_of_files_are_shown_as_they_are_and_nothing_is_clipped(name: str) 
     [
         ([row("a", status="failed")], {}, BadInput, "nothing to draw: 1 row failed"),
         ([row("mine")], {}, BadInput, "nothing to draw: 1 row without a published ImageNet-1k top-1"),
+        ([row("a", top1=1)], {"x": ""}, UnknownName, "no column named ''"),
+        ([row("a", top1=1)], {"y": ""}, UnknownName, "no column named ''"),
+        ([row("a", top1=1)], {"size": ""}, UnknownName, "no column named ''"),
         ([row("a")], {"x": "mac"}, UnknownName, "no column named 'mac'"),
         ([row("a", top1=1)], {"color": "famly"}, UnknownName, "Did you mean family"),
         ([row("a", "many", top1=1)], {}, BadInput, "macs is 'many', not a number"),

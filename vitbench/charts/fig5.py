@@ -172,6 +172,8 @@ def _own(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Run], Counter[str]]:
             "No row has both top1, in percent, and pretrain_exaflops, or pretrain_epochs, pretrain_images and macs: "
             f"{counted(left_out) or 'none has top1'}."
         )
+    if all(value <= 1 for run in runs for value in run.accuracy.values()):
+        raise BadInput("No top-1 is above 1: give it in percent, not as a fraction.")
     return runs, left_out
 
 

@@ -22,8 +22,10 @@ from vitbench.rows import counted, labels, shared, with_result
 
 _MOST_ROWS = 400
 _WIDTH_IN = 5.4
-_ROW_IN = 0.3
-_PERCENTILES = {"latency_p90_ms": ("|", "p90"), "latency_p95_ms": ("d", "p95"), "latency_p99_ms": ("X", "p99")}
+_ROW_IN = 0.4
+# Down from a row's middle, in rows: the samples above, the box below, the interval and the percentiles below that.
+_SAMPLES, _BOX, _BELOW = (-0.42, -0.08), 0.11, 0.38
+_PERCENTILES = {"latency_p90_ms": ("^", "p90"), "latency_p95_ms": ("d", "p95"), "latency_p99_ms": ("X", "p99")}
 _WHISKERS = (5, 95)
 
 
@@ -80,16 +82,15 @@ def _draw(ax: Axes, place: int, row: Mapping[str, Any], drawn: dict[str, Line2D]
     reached = [median]
     samples = _samples(row)
     if len(samples):
-        # Spread over the height of the row, in the order they were taken, so that a drift shows.
-        heights = place + 0.32 - 0.64 * (np.arange(len(samples)) + 0.5) / len(samples)
-        ax.plot(
-            samples, heights, ".", color=blue, markersize=3, alpha=0.45, markeredgewidth=0, rasterized=True, zorder=2
-        )
+        # Spread over a strip, in the order they were taken, so that a drift shows.
+        top, bottom = _SAMPLES
+        heights = place + bottom - (bottom - top) * (np.arange(len(samples)) + 0.5) / len(samples)
+        ax.plot(samples, heights, ".", color=blue, markersize=4.5, alpha=0.6, markeredgewidth=0, rasterized=True)
         low, first, third, high = np.percentile(samples, [_WHISKERS[0], 25, 75, _WHISKERS[1]])
         ax.bxp(
             [{"med": median, "q1": first, "q3": third, "whislo": low, "whishi": high, "fliers": []}],
-            positions=[place],
-            widths=0.62,
+            positions=[place + _BOX],
+            widths=0.26,
             orientation="horizontal",
             showfliers=False,
             manage_ticks=False,
@@ -99,26 +100,30 @@ def _draw(ax: Axes, place: int, row: Mapping[str, Any], drawn: dict[str, Line2D]
             capprops={"linewidth": 0.9},
             zorder=3,
         )
-        drawn["samples, upwards in time"] = Line2D([], [], linestyle="none", marker=".", color=blue, alpha=0.6)
+        drawn["samples, upwards in time"] = Line2D([], [], linestyle="none", marker=".", color=blue, markersize=4.5)
         drawn["quartiles; whiskers 5 % and 95 %"] = Line2D(
             [], [], linestyle="none", marker="s", color="black", markerfacecolor="none"
         )
         reached += [float(samples.min()), float(samples.max())]
+    # Without samples there is nothing that they could hide.
+    below = _BELOW if len(samples) else 0.0
     low_ms, high_ms = results.number(row, "latency_low_ms"), results.number(row, "latency_high_ms")
     # Student's interval over two processes that disagree may reach below zero: then it bounds nothing.
     if low_ms is not None and high_ms is not None and low_ms > 0:
-        ax.plot([low_ms, high_ms], [place] * 2, color=orange, linewidth=3.5, alpha=0.6, solid_capstyle="butt", zorder=4)
-        drawn["95 % interval of the median"] = Line2D([], [], color=orange, linewidth=3.5, alpha=0.6)
+        ax.plot([low_ms, high_ms], [place + below] * 2, color=orange, linewidth=2.5, solid_capstyle="butt", zorder=4)
+        drawn["95 % interval of the median"] = Line2D([], [], color=orange, linewidth=2.5)
         reached += [low_ms, high_ms]
+    middle = place + (_BOX if len(samples) else 0)
+    wide = 3.5 if len(samples) else 4.5
     ax.plot(
-        [median], [place], "o", color=orange, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5, zorder=6
+        [median], [middle], "o", color=orange, markersize=wide, markeredgecolor="white", markeredgewidth=0.5, zorder=6
     )
     drawn["median"] = Line2D([], [], linestyle="none", marker="o", color=orange, markersize=4.5)
     for column, (marker, name) in _PERCENTILES.items():
         # Where there are samples, the whisker ends at the 95th.
         if results.number(row, column) is not None and not (len(samples) and name == "p95"):
             value = _time(row, column)
-            ax.plot([value], [place], marker, color=GREY, markersize=5.5, zorder=5)
+            ax.plot([value], [place + below], marker, color=GREY, markersize=5.5, zorder=5)
             drawn[name] = Line2D([], [], linestyle="none", marker=marker, color=GREY, markersize=5.5)
             reached.append(value)
     return reached

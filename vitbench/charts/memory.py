@@ -16,9 +16,11 @@ from vitbench.rows import counted, labels, shared, with_result
 
 _MOST_ROWS = 400
 _WIDTH_IN = 5.4
-_ROW_IN = 0.3
+_ROW_IN = 0.34
+# From the middle of a bar to the middles of the marks, in rows.
+_BESIDE = 0.33
 _PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
-_PEAKS = {"predicted_peak_bytes": ("D", "peak, predicted"), "measured_peak_bytes": ("o", "peak, measured")}
+_PEAKS = {"predicted_peak_bytes": ("v", "peak, predicted"), "measured_peak_bytes": ("^", "peak, measured")}
 
 
 def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -56,17 +58,22 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
             for row, _ in named
         ]
         if any(widths):
-            ax.barh(range(len(named)), widths, left=before, height=0.66, color=color, edgecolor="white", linewidth=0.4)
+            ax.barh(range(len(named)), widths, left=before, height=0.44, color=color, edgecolor="white", linewidth=0.4)
             drawn[f"{part}, predicted"] = Line2D([], [], linestyle="none", marker="s", color=color, markersize=8)
         values += [start + width for start, width in zip(before, widths, strict=True)]
     for column, (marker, name) in _PEAKS.items():
         at = [(_bytes(row, column), place) for place, (row, _) in enumerate(named)]
         there = [(value, place) for value, place in at if value is not None]
         if there:
-            # A mark that is seen on any colour, the measured one within the predicted where they agree.
-            size, color = (7.0, "white") if marker == "D" else (4.0, COLORS[7])
-            look: dict[str, Any] = {"color": color, "markersize": size, "markeredgecolor": "black"}
-            ax.plot(*zip(*there, strict=True), marker, zorder=4, **look)
+            # Above and below the bar, so that it is seen however short it is.
+            down, fill = (-_BESIDE, "white") if marker == "v" else (_BESIDE, "black")
+            look: dict[str, Any] = {
+                "color": "black",
+                "markersize": 4.5,
+                "markerfacecolor": fill,
+                "markeredgewidth": 0.8,
+            }
+            ax.plot([value for value, _ in there], [place + down for _, place in there], marker, zorder=4, **look)
             drawn[name] = Line2D([], [], linestyle="none", marker=marker, **look)
         values += [value for value, _ in there]
     wide = names_down(figure, ax, [name for _, name in named])

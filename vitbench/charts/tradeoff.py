@@ -1,13 +1,13 @@
 """One column against another, a dot a row, and the Pareto front: by default published top-1 against multiply-accumulates.
 
 `top1` is the row's own where it has such a column, else the figure that `published.imagenet_top1` chooses; `family` is the
-row's own or the catalog's. All else is a column of the results.
+row's own or the catalog's. All else is a column of the results; multiply-accumulates, FLOPs and activations are those of one
+input, whatever the batch was. Rows of a model that lie at one place are one dot.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vitbench import labels, pareto, results
-from vitbench.axes import canvas, caption, fill, height_in, legend, log_steps, scale_of, set_scale, styles
+from vitbench.axes import Scale, canvas, caption, fill, height_in, legend, log_steps, scale_of, set_scale, styles
 from vitbench.errors import BadInput
 from vitbench.labels import Dot
 from vitbench.pictures import GREY, plain
 from vitbench.published import Figure as Published
 from vitbench.records import Column, Table
-from vitbench.rows import check_columns, completed, counted, shared, with_result
+from vitbench.rows import PER_INPUT, check_columns, completed, counted, inputs, model_of, shared, with_result
 from vitbench.rows import labels as labels_of
+from vitbench.units import quantity
 
 _WIDTH_IN = 7.0
 _HEIGHT_IN = 5.2
@@ -129,7 +130,7 @@ def plot(
         )
     for which, column in (("x", x), ("y", y)):
         values = [getattr(point, which) for point in points]
-        set_scale(ax, which, scale_of(column, values), values)  # type: ignore[arg-type]  # x and y
+        set_scale(ax, which, _scale(column, values), values)  # type: ignore[arg-type]  # x and y
     if len(cloud.front) > 1:
         ax.plot(
             [point.x for point in cloud.front],
@@ -157,7 +158,7 @@ def listing(
     """Gives the Pareto front as a table, with the same arguments as `plot`."""
     cloud = _cloud(rows, x, y, size, color)
     x_scale, y_scale = (
-        scale_of(column, [getattr(point, which) for point in cloud.points]) for which, column in (("x", x), ("y", y))
+        _scale(column, [getattr(point, which) for point in cloud.points]) for which, column in (("x", x), ("y", y))
     )
     front = [
         {
@@ -190,7 +191,7 @@ def _cloud(rows: Sequence[Mapping[str, Any]], x: str, y: str, size: str | None, 
     if not good:
         raise BadInput(f"There is nothing to draw: {counted(left_out)}.")
     known = completed(good)
-    check_columns([row for row, _ in known], [column for column in (x, y, size, color) if column])
+    check_columns([row for row, _ in known], [column for column in (x, y, size, color) if column is not None])
     kept: list[tuple[Mapping[str, Any], Published | None]] = []
     for row, figure in known:
         lacking = [column for column in (x, y, size) if column and results.number(row, column) is None]
@@ -200,31 +201,54 @@ def _cloud(rows: Sequence[Mapping[str, Any]], x: str, y: str, size: str | None, 
             kept.append((row, figure if "top1" in (x, y) else None))
     if not kept:
         raise BadInput(f"There is nothing to draw: {counted(left_out)}.")
-    names = labels_of([row for row, _ in kept])
+    # Rows of one model that lie at one place, such as those of other batches or other files, are one dot.
+    dots: dict[tuple[Any, ...], list[int]] = {}
+    for place, (one, _) in enumerate(kept):
+        at = (model_of(one), results.text(one, color), *(_value(one, column) for column in (x, y, size) if column))
+        dots.setdefault(at, []).append(place)
+    merged = [(_common([kept[place][0] for place in places]), kept[places[0]][1]) for places in dots.values()]
+    names = labels_of([row for row, _ in merged])
     ways = pareto.direction(x), pareto.direction(y)
-    values = [(results.number(row, x) or 0.0, results.number(row, y) or 0.0) for row, _ in kept]
+    values = [(at[2], at[3]) for at in dots]
     on_front = set(pareto.front(values, ways[0], ways[1])) if ways[0] and ways[1] else set()
     points = [
         Point(
             label=name,
-            x=at,
-            y=value,
-            size=results.number(row, size) if size else None,
-            group=plain(results.text(row, color)) or "not stated",
+            x=at[2],
+            y=at[3],
+            size=at[4] if size else None,
+            group=plain(at[1]) or "not stated",
             published=figure,
             on_front=place in on_front,
         )
-        for place, ((row, figure), name, (at, value)) in enumerate(zip(kept, names, values, strict=True))
+        for place, (at, (_, figure), name) in enumerate(zip(dots, merged, names, strict=True))
     ]
     if size and any(point.size is not None and point.size < 0 for point in points):
         raise BadInput(f"--size {plain(size)} has values below zero, which no area shows: name another column.")
-    # A model checked against several sources is one dot.
     return Cloud(
-        points=list(dict.fromkeys(points)),
+        points=points,
         left_out=left_out,
         rows=[row for row, _ in kept],
         has_front=all(ways),
     )
+
+
+def _value(row: Mapping[str, Any], column: str) -> float:
+    return (results.number(row, column) or 0.0) / inputs(row, column)
+
+
+def _common(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Gives what all rows agree on."""
+    first, *rest = rows
+    return {
+        column: value
+        for column, value in first.items()
+        if all(quantity(column, value) == quantity(column, row.get(column)) for row in rest)
+    }
+
+
+def _scale(column: str, values: Sequence[float]) -> Scale:
+    return scale_of(f"{column}_of_one_input" if column in PER_INPUT else column, values)
 
 
 _LACKING = {"top1": "without a published ImageNet-1k top-1 of that model at that size"}
@@ -277,7 +301,7 @@ def _entries(
         found.append((color, None))
         found += [(group, dot(shade, marker, _AREA_PT2)) for group, (shade, marker) in groups.items()]
     if size:
-        scale = scale_of(size, [point.size for point in cloud.points if point.size is not None])
+        scale = _scale(size, [point.size for point in cloud.points if point.size is not None])
         found.append((scale.label, None))
         found += [(scale.text(float(f"{one / scale.unit:.3g}")), dot(GREY, "o", area(one))) for one in area.examples()]
     if len(cloud.front) > 1:
@@ -292,6 +316,9 @@ def _finish(
 ) -> None:
     """Puts the legend beside and the caption below, cuts the figure to fit, and then, all places being final, sets labels."""
     width, height = _WIDTH_IN, _HEIGHT_IN
+    # The ends of the front, the cheapest and the best, before what lies between.
+    front = [point.label for point in cloud.front]
+    turn = {label: min(place, len(front) - 1 - place) for place, label in enumerate(front)}
     if entries:
         beside = legend(figure, entries)
         width += beside.get_window_extent().width / figure.dpi + 0.2
@@ -312,7 +339,10 @@ def _finish(
                 radius_pt=math.sqrt(area(point.size)) / 2,
                 text=point.label if all_labelled or point.on_front else "",
             )
-            for point in sorted(cloud.points, key=lambda point: (not point.on_front, point.x, point.y, point.label))
+            for point in sorted(
+                cloud.points,
+                key=lambda point: (not point.on_front, turn.get(point.label, 0), point.x, point.y, point.label),
+            )
         ],
         rules=[(point.x, point.y) for point in cloud.front],
     )
@@ -334,18 +364,13 @@ def _sentences(cloud: Cloud, x: str, y: str) -> str:
         found.append(f"Pareto front: {', '.join(point.label for point in cloud.front)}.")
     used = [point.published for point in cloud.points if point.published is not None]
     if used:
-        sources = Counter(_cited(figure.source) for figure in used)
+        sources = Counter(plain(figure.cited) for figure in used)
         found.append(
             "Top-1 as published for the input size, trained on ImageNet-1k alone where there is such a figure, the model's "
-            "own paper before others, from: "
+            "own paper before others, of others that with most of the family, from: "
             + "; ".join(f"{source} ({number})" for source, number in sorted(sources.items()))
             + "."
         )
     if cloud.left_out:
         found.append(f"Left out: {counted(cloud.left_out)}.")
     return " ".join(found)
-
-
-def _cited(source: str) -> str:
-    """Gives a source without the table, and of several the first."""
-    return plain(re.split(r";| Tables? | model config| weights metadata", source)[0])
