@@ -96,8 +96,8 @@ def test_a_time_has_four_digits(value: float, text: str) -> None:
     assert units.milliseconds(value) == text
 
 
-def test_text_that_a_file_cannot_hold_or_that_reads_backwards_is_not_printed() -> None:
-    assert units.printable("a\ud800b\u202egnp.exe\u2066\x1b[2J\n") == "abgnp.exe[2J\n"
+def test_what_a_file_cannot_hold_is_shown_and_what_reads_backwards_is_not_printed() -> None:
+    assert units.printable("a\ud800b\u202egnp.exe\u2066\x1b[2J\n") == "a?bgnp.exe[2J\n"
 
 
 @pytest.mark.parametrize(
