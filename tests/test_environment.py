@@ -44,6 +44,31 @@ def test_the_command_is_told_as_it_was_typed_and_only_vitbenchs(
     assert environment.describe.__wrapped__().command == command
 
 
+@pytest.mark.parametrize(
+    ("files", "cpu", "memory"),
+    [
+        ({}, None, None),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, None, None),
+        ({"cpu.max": "150000 100000\n", "memory.max": "4294967296\n"}, 1.5, 2**32),
+        # Version 1.
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5, None),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None, None),
+        ({"memory/memory.limit_in_bytes": "1073741824\n"}, None, 2**30),
+    ],
+)
+def test_what_a_container_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpu: float | None, memory: int | None
+) -> None:
+    """Files as Linux writes them: Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/memory.rst."""
+    monkeypatch.setattr(environment, "_GROUPS", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert (environment.cpu_limit(), environment.memory_limit()) == (cpu, memory)
+    assert environment.cores() <= (cpu or 99) + 1
+
+
 def test_a_checkout_gives_its_commit() -> None:
     root = Path(vitbench.__file__).parent.parent
     if not (root / ".git").exists():

@@ -30,7 +30,7 @@ def test_a_key_is_not_judged() -> None:
 def test_what_has_samples_has_no_fixed_tolerance() -> None:
     timed = {name: declared for _, name, declared in _columns() if declared["timed"]}
     assert set(timed) == {
-        "throughput_per_s", "forward_median_ms", "backward_median_ms", "optimizer_median_ms", "compile_s",
+        "throughput_per_s", "forward_median_ms", "backward_median_ms", "optimizer_median_ms",
     }  # fmt: skip
     assert all(declared["better"] and declared["within"] == EXACT for declared in timed.values())
 

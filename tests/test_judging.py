@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy
 import pytest
@@ -15,6 +16,8 @@ from vitbench.judging import settled, survivors, timed
 from vitbench.records import EXACT, Better, Within
 
 CERTAIN = {"regressed", "improved", "unchanged"}
+# As it is when nothing is planted.
+SPREAD = judging.SESSION_SPREAD
 MIRRORED = {"regressed": "improved", "improved": "regressed"}
 
 
@@ -85,6 +88,22 @@ def test_two_sessions_alone_are_told_as_far_apart_as_they_may_be() -> None:
     found = timed([[5.0]] * 30, [[5.0]] * 30, better="lower", threshold=0.10)
     assert found.high == pytest.approx(math.exp(1.959964 * math.sqrt(2) * judging.SESSION_SPREAD), rel=1e-4)
     assert found.verdict == "unchanged"
+
+
+def test_the_readme_says_what_two_sessions_may_differ_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At best, with processes that do not differ: where the interval ends, and where it lies beyond 10 % as a whole."""
+    monkeypatch.setattr(judging, "SESSION_SPREAD", SPREAD)
+
+    def verdict(shift: float, threshold: float) -> str:
+        sides = [[1.0]] * 50, [[1.0 + shift]] * 50
+        return timed(*sides, better="lower", threshold=threshold).verdict
+
+    assert [verdict(shift, judging.STORED_THRESHOLD) for shift in (0.37, 0.38)] == ["suspect", "regressed"]
+    assert [verdict(0.0, threshold) for threshold in (0.24, 0.25)] == ["inconclusive", "unchanged"]
+    readme = " ".join((Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"({SPREAD:.0%} each, one standard deviation)".replace("%", " %") in readme
+    assert "changes below about 37 % are never certain at the threshold of 10 %" in readme
+    assert "nor is a time ever `unchanged` at a threshold below 25 %" in readme
 
 
 def test_samples_of_one_process_are_never_independent() -> None:
@@ -214,6 +233,9 @@ def test_noise_never_makes_certain_what_was_not(
         (2**60, 2**60 + 1, "lower", EXACT, "regressed"),
         (100, 103, "lower", Within(relative=0.03), "unchanged"),
         (100, 104, "lower", Within(relative=0.03), "regressed"),
+        (100, 103.05, "lower", Within(relative=0.03), "regressed"),
+        (103.05, 100, "lower", Within(relative=0.03), "improved"),
+        ((3.0, 4.05), (3.0, 4.0), "equal", Within(relative=0.0099), "regressed"),
         (100, 104, "lower", Within(relative=0.03, absolute=5), "unchanged"),
         (-1.0, 1.0, "equal", Within(relative=0.5), "regressed"),
         ("crop 0.9", "crop 0.9", "equal", EXACT, "unchanged"),

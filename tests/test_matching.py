@@ -104,6 +104,15 @@ def test_rows_of_several_analyses_in_one_file_are_told_apart() -> None:
     assert [one.name for one in found.values()] == ["HeadDistance", "HeadEntropy"]
 
 
+@pytest.mark.parametrize("given", ["/a/b/val", "val", "../val/", "C:\\data\\val"])
+def test_images_are_told_by_the_last_part_of_their_path(given: str) -> None:
+    """Two checkouts have the same images in two places."""
+    assert entry(entropy_nats=1.0, head=1, source=given).setting["source"] == "val"
+    assert entry(entropy_nats=1.0, head=1, source=given).key != entry(entropy_nats=1.0, head=1, source="test").key
+    check = entry(params=1, verdict="agrees", source="ViT/Table 5")
+    assert check.own["source"] == "ViT/Table 5"
+
+
 def test_counts_are_put_to_the_only_row_that_was_run() -> None:
     counted, run = line(macs=1), line(threads=2, throughput_per_s=1.0)
     (found,) = side(counted, run).values()

@@ -120,6 +120,7 @@ def test_files_are_read_back(tmp_path: Path, name: str, content: bytes) -> None:
         ),
         ("a.json", b'[{"model" 3}]', "a.json is not JSON: Expecting ':' delimiter at line 1, column 11"),
         ("a.json", b'{"model": "a"}', "expected a list with an object a row"),
+        ("a.json", b"[1, 2]", "expected a list with an object a row"),
         ("a.json", b'[{"model": "a"},\n 3]', "a.json, row 2 is not an object"),
         (
             "a.json",

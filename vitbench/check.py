@@ -228,6 +228,7 @@ class Check:
         thresholds = [
             compare.Threshold(metric=one.metric, models=one.models, relative=one.within)
             for one in self._suite.thresholds
+            if one.metric != ab.COLUMN
         ]
         counts = Comparison(base=self._name, head=HERE, changes=())
         if self.counted:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vitbench import judging, matching, results
 from vitbench.changes import Change, Comparison, PartChange, Verdict, ranked
-from vitbench.errors import BadInput
-from vitbench.findings import MaxBatch, Part
+from vitbench.errors import BadInput, NoRows
+from vitbench.findings import MaxBatch, Measured, Part
 from vitbench.matching import Column, Entry
 from vitbench.records import EXACT, AnalysisSetting, Environment, Machine, Within, headings
 from vitbench.results import Line
@@ -33,7 +33,9 @@ _MACHINE_OF_TIMES = (
     "platform",
     "cpu",
     "cores",
+    "cpu_limit",
     "memory_bytes",
+    "memory_limit_bytes",
     "python",
     "torch",
     "timm",
@@ -46,10 +48,10 @@ _MACHINE_OF_TIMES = (
     "cudnn_benchmark",
     "threads",
 )
-# What the memory and the rounding of a pass depend on, other than the software, whose changes are findings.
-_DEVICE = ("device_name", "device_memory_bytes", "driver", "runtime")
-_CPU = ("platform", "cpu", "cores", "instruction_set", "threads")
-_OF_DEVICE = ("Measured", "MaxBatch", "Fingerprint")
+# Without which nobody can tell whether two times are of one machine.
+_NEEDED = ("cpu", "cores", "torch", "timm")
+# What is measured of an accelerator's memory depends on which it is; on a CPU it belongs to the pass, as rounding does anywhere.
+_OF_ACCELERATOR = {Measured.__name__: ("device_name",), MaxBatch.__name__: ("device_name", "device_memory_bytes")}
 _MOMENTARY = ("time", "clock_mhz")
 _MOST_LISTED = 3
 
@@ -103,21 +105,40 @@ def column_of(metric: str) -> str:
     raise BadInput(f"No column named {metric!r} is judged; those that are: {', '.join(known)}.")
 
 
-def load(path: Path) -> list[Line]:
-    """Gives the rows of a result file, or of every result file of a folder and of those in it.
+def _measure(metric: str) -> str:
+    """Gives the column that a threshold's name stands for; that of a text or of counts by name is the same, or it is not."""
+    name = column_of(metric)
+    if not any(
+        column.measures for columns in matching.declared_columns().values() for column in columns if column.name == name
+    ):
+        raise BadInput(f"{name} takes no threshold: it has no size that could change by a part.")
+    return name
 
-    A sweep writes its rows twice: its results.jsonl, which has the samples, is read, and results.csv beside it is not.
+
+def load(path: Path, notes: list[str] | None = None) -> list[Line]:
+    """Gives the rows of a result file, or of every result file of a folder, as `results.found` finds them.
+
+    Args:
+        path: the file, or the folder, whose files that hold something else than rows, such as a package.json, are left out.
+        notes: gets a sentence for each file that was left out.
 
     Raises:
         BadInput: there is no such file, or one is damaged; or a folder has none.
     """
-    if not path.is_dir():
-        return results.read(path)
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in results.SUFFIXES and file.is_file())
-    twice = {file.with_name("results.csv") for file in files if file.name == "results.jsonl"}
-    if not files:
-        raise BadInput(f"There is no result file in {path}: give one whose files end in {', '.join(results.SUFFIXES)}.")
-    return [line for file in files if file not in twice for line in results.read(file)]
+    lines: list[Line] = []
+    left_out: list[str] = []
+    for file in results.found(path):
+        try:
+            lines += results.read(file)
+        except NoRows as error:
+            if file == path:
+                raise
+            left_out.append(f"Left out: {error}")
+    if not lines:
+        raise NoRows(f"Cannot read {path}: no file of the folder has rows. {left_out[0]}")
+    if notes is not None:
+        notes += left_out
+    return lines
 
 
 def compare(
@@ -138,14 +159,19 @@ def compare(
         thresholds: instead of the declared ones; of those that fit a column and a model, the last counts.
 
     Raises:
-        BadInput: a cell of a column that is judged cannot be read, or a threshold's metric is not known.
+        BadInput: a cell of a column that is judged cannot be read, or a threshold's metric is not known, or takes none.
     """
-    asked = [replace(one, metric=column_of(one.metric)) for one in thresholds]
+    asked = [replace(one, metric=_measure(one.metric)) for one in thresholds]
     notes: list[str] = []
     sides = matching.side(base, base_name, notes), matching.side(head, head_name, notes)
     judge = _Judge(list(matching.matched(*sides)), names=(base_name, head_name), thresholds=asked)
     changes, tested = _held(judge.changes)
     notes += judge.notes
+    notes += [
+        f"The threshold {one.metric}:{one.models}={one.relative * 100:g}% fits no value that was compared."
+        for one in asked
+        if one not in judge.fitted
+    ]
     if tested:
         notes.append(
             f"{tested} {'time was' if tested == 1 else 'times were'} tested; the false discovery rate is held at "
@@ -191,6 +217,7 @@ class _Judge:
             for side in sides
         ]
         self._told: set[str] = set()
+        self.fitted: set[Threshold] = set()
         self._noted: Counter[str] = Counter()
         self.changes = [change for pair in pairs for change in self._pair(*pair)]
 
@@ -260,12 +287,16 @@ class _Judge:
         )
 
     def _threshold(self, column: str, model: str) -> float | None:
-        fitting = (one for one in reversed(self._thresholds) if one.metric == column and fnmatchcase(model, one.models))
-        return next((one.relative for one in fitting), None)
+        fitting = [one for one in self._thresholds if one.metric == column and fnmatchcase(model, one.models)]
+        self.fitted.update(fitting)
+        return fitting[-1].relative if fitting else None
 
     def _settled(self, change: Change, column: Column, before: Entry, after: Entry) -> Change:
         lines = _both(before, after, column.name)
-        within = replace(column.declared(lines[0]), relative=change.threshold)
+        declared = column.declared(lines[0])
+        # Who asks for a part means no more than that: a distance that is always allowed would hide it.
+        asked = self._threshold(column.name, after.setting["model"])
+        within = declared if asked is None else Within(relative=asked)
         rounded = any(isinstance(line[column.name], str) for line in lines)
         judgement = judging.settled(
             change.before,
@@ -279,9 +310,9 @@ class _Judge:
             return replace(change, verdict="incomparable", note=unlike)
         if change.verdict == "unchanged":
             return change
-        if change.judged == "near" and column.of in _OF_DEVICE:
-            on_cpu = results.text(lines[0], "device") in ("", "cpu")
-            if machines := _differing(lines, _CPU if on_cpu else _DEVICE):
+        if change.judged == "near" and not _on_cpu(lines[0]):
+            machines = _differing(lines, _OF_ACCELERATOR.get(column.of, ()))
+            if machines:
                 return replace(change, verdict="incomparable", note=f"another machine: {machines}")
         if column.name in ("params", "macs"):
             sources = before.newest("modules"), after.newest("modules")
@@ -297,11 +328,11 @@ class _Judge:
     def _timed(self, change: Change, column: Column, before: Entry, after: Entry) -> Change:
         lines = _both(before, after, column.name)
         change = replace(change, ratio=judging.ratio(change.before, change.after))
-        machines = _differing(lines, _MACHINE_OF_TIMES, needed=("cpu", "torch"))
+        machines = _differing(
+            lines, _MACHINE_OF_TIMES, needed=_NEEDED if _on_cpu(lines[0]) else (*_NEEDED, "device_name")
+        )
         if machines:
             return replace(change, verdict="incomparable", note=f"another machine or software: {machines}")
-        if column.name not in _SAMPLES:
-            return replace(change, verdict="inconclusive", note="it was timed once on each side, which tells no noise")
         samples = [matching.processes(line, *_SAMPLES[column.name]) for line in lines]
         if not all(samples):
             lack = " and ".join(name for name, found in zip(self._names, samples, strict=True) if not found)
@@ -338,6 +369,10 @@ def _judged_as(change: Change, judgement: judging.Judgement) -> Change:
 def _whole(entry: Entry, verdict: Verdict, note: str) -> Change:
     """Gives the change of a row that only one side has."""
     return Change(setting=entry.shown(), column="", heading="", judged="exact", better=None, verdict=verdict, note=note)
+
+
+def _on_cpu(line: Line) -> bool:
+    return results.text(line, "device") in ("", "cpu")
 
 
 def _both(before: Entry, after: Entry, column: str) -> tuple[Line, Line]:

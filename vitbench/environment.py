@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -15,6 +16,11 @@ from pathlib import Path
 
 import vitbench
 from vitbench.records import Environment
+
+# Control groups: version 2 has its files here, version 1 a folder for each kind.
+_GROUPS = Path("/sys/fs/cgroup")
+# Version 1 tells none by the largest number of whole pages.
+_NO_LIMIT = 2**60
 
 
 @cache
@@ -31,7 +37,9 @@ def describe() -> Environment:
         platform=f"{platform.system()}-{platform.machine()}",
         cpu=cpu_name(),
         cores=cores(),
+        cpu_limit=cpu_limit(),
         memory_bytes=_memory(),
+        memory_limit_bytes=memory_limit(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),
     )
@@ -40,10 +48,28 @@ def describe() -> Environment:
 def cores() -> int:
     """Gives the number of processors that this process may use, a container's share rounded up."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no control group, or no limit: "max"
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return min(here, -(-int(quota) // int(period)))
-    return here
+    limit = cpu_limit()
+    return here if limit is None else min(here, math.ceil(limit))
+
+
+def cpu_limit() -> float | None:
+    """Gives the number of processors whose time a container may use, 1.5 for one and a half; None without a limit."""
+    with suppress(OSError, ValueError):  # no control group of version 2, or no limit: "max"
+        quota, period = (_GROUPS / "cpu.max").read_text(encoding="ascii").split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota, period = ((_GROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None  # -1: no limit
+    return None
+
+
+def memory_limit() -> int | None:
+    """Gives the bytes that a container may use; None without a limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such control group, or no limit: "max"
+            limit = int((_GROUPS / name).read_text(encoding="ascii"))
+            return limit if limit < _NO_LIMIT else None
+    return None
 
 
 def cpu_name() -> str:

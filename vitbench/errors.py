@@ -44,6 +44,10 @@ class BadInput(VitbenchError):
     """An option, a file or a model's argument that cannot be used, and what was expected."""
 
 
+class NoRows(BadInput):
+    """A file that can be read, but is no result."""
+
+
 class NotSupported(VitbenchError):
     """Something that a model does not have, why, and what to try instead."""
 

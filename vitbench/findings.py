@@ -162,8 +162,6 @@ class Throughput:
     first_call_ms: float = column("First call", meaning="the first call, of the first process; not among the samples")
     compile_s: float | None = column(
         "Compile",
-        better="lower",
-        timed=True,
         meaning="seconds that compiling took: the first call less latency_median_ms; empty for eager",
     )
     samples: int = column("Samples", meaning="runs that were measured")

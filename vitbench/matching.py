@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vitbench import judging, results
-from vitbench.findings import RECORDS, Part
+from vitbench.findings import RECORDS, Check, Part
 from vitbench.records import EXACT, AnalysisSetting, Better, RunSetting, Setting, Within, headings
 from vitbench.results import Line
 
@@ -41,6 +41,11 @@ class Column:
     timed: bool
     read: Callable[[Line, str], Any]
     of: str
+
+    @property
+    def measures(self) -> bool:
+        """Whether its values have a size, of which a part may change: they are no texts, and no counts by name."""
+        return self.read in (_number, _numbers)
 
     def declared(self, row: Mapping[str, Any]) -> Within:
         """Gives the tolerance that is declared for a row."""
@@ -143,9 +148,16 @@ def plain(row: Mapping[str, Any], column: str) -> str:
     if value is not None and not isinstance(value, str | int | float):
         raise results.wrong(row, column, "a text or a number")
     text = _clean("" if value is None else str(value))
+    if column == "environment_cpu_limit":
+        return text.removesuffix(".0")  # as CSV writes a float
     if column.removeprefix(_OTHER) == "device":
         return text.removesuffix(":0")
     return text.capitalize() if text in ("true", "false") else text
+
+
+def _last(path: str) -> str:
+    """Gives the last part of a path: the same images lie elsewhere on another machine."""
+    return next((part for part in reversed(path.replace("\\", "/").split("/")) if part), path)
 
 
 def _clean(text: str) -> str:
@@ -357,7 +369,7 @@ def _entry(line: Line) -> Entry:
     for name, default in _defaults().items():
         for column in (name, f"{_OTHER}{name}"):
             if column in line and (text := plain(line, column)) not in ("", default):
-                setting[column] = text
+                setting[column] = _last(text) if name == "source" and record is not Check else text
     asked = plain(line, "batch_size_asked")
     if asked not in ("", setting.get("batch_size", "1")):
         setting["batch_size_asked"] = asked

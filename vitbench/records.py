@@ -20,7 +20,7 @@ Dtype = Literal["fp32", "tf32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Within:
-    """How far two values may lie apart and still be the same: the larger of a part of the first and of an absolute distance."""
+    """How far two values may lie apart and still be the same: the larger of a part of the smaller and of an absolute distance."""
 
     relative: float = 0.0
     absolute: float = 0.0
@@ -159,6 +159,12 @@ class Environment:
     cpu: str = column("CPU", meaning="name of the processor")
     cores: int = column("Cores", meaning="processors this process may use")
     memory_bytes: int | None = column("Memory", meaning="physical memory in bytes; empty where the system hides it")
+    cpu_limit: float | None = column(
+        "CPU limit", meaning="processors whose time a container may use; empty without a limit"
+    )
+    memory_limit_bytes: int | None = column(
+        "Memory limit", meaning="memory that a container may use, in bytes; empty without a limit"
+    )
     time: str = column("Time", meaning="when the command started, UTC, ISO 8601")
     command: str | None = column(
         "Command", default=None, meaning="the command line, as typed; empty where vitbench was called from Python"

@@ -14,7 +14,7 @@ from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import BadInput, CannotWrite
+from vitbench.errors import BadInput, CannotWrite, NoRows
 
 # By what they hold: JSON keeps the samples, and a sweep writes its lines first.
 _FULLEST = (".jsonl", ".json", ".csv")
@@ -259,8 +259,8 @@ def _read_csv(path: Path, content: str) -> Iterator[Line]:
 
 def _read_json(path: Path, content: str) -> Iterator[Line]:
     found = _parsed(str(path), content)
-    if not isinstance(found, list):
-        raise BadInput(f"Cannot read {path}: expected a list with an object a row, as commands that measure write it.")
+    if not isinstance(found, list) or (found and not any(isinstance(item, dict) for item in found)):
+        raise NoRows(f"Cannot read {path}: expected a list with an object a row, as commands that measure write it.")
     for place, item in enumerate(found, 1):
         yield _object(f"{path}, row {place}", item)
 

@@ -60,7 +60,8 @@ ThresholdOption = Annotated[
         "--threshold",
         metavar="METRIC[:MODELS]=N%",
         help="Relative change up to which a column is unchanged, such as throughput=5% or 'macs:vit_*=1%'; may be repeated, "
-        "the last that fits counts.",
+        "the last that fits counts. A time can be called unchanged only from 25% on: two stored results may lie that far apart "
+        "by themselves; below it is regressed, improved, suspect or inconclusive.",
     ),
 ]
 
@@ -85,11 +86,15 @@ def compare(
     if output is not None:
         results.check_writable(output)
     thresholds = [verb.parse_threshold(text) for text in threshold or ()]
-    found = verb.compare(
-        verb.load(base), verb.load(head), base_name=str(base), head_name=str(head), thresholds=thresholds
-    )
+    notes: list[str] = []
+    sides = verb.load(base, notes), verb.load(head, notes)
+    found = verb.compare(*sides, base_name=str(base), head_name=str(head), thresholds=thresholds)
     asked = [part for text in threshold or () for part in ("--threshold", text)]
-    found = replace(found, commands=(shlex.join(["vitbench", "compare", str(base), str(head), *asked]),))
+    found = replace(
+        found,
+        notes=(*notes, *found.notes),
+        commands=(shlex.join(["vitbench", "compare", str(base), str(head), *asked]),),
+    )
     conclude(found, format, output, fail_on=fail_on.value, strict=strict, allow_missing=allow_missing)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -113,7 +114,10 @@ def report(
 
         head = [row for of_file in found.files.values() for row in of_file]
         head_name = ", ".join(map(str, paths))
-        changes = compare.compare(compare.load(baseline), head, base_name=str(baseline), head_name=head_name)
+        notes: list[str] = []
+        base = compare.load(baseline, notes)
+        changes = compare.compare(base, head, base_name=str(baseline), head_name=head_name)
+        changes = replace(changes, notes=(*notes, *changes.notes))
     html = page.render(found, changes=changes)
     results.write(output, html)
     for left_out in found.left_out:
