@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from vitbench import ab, duel, sides
-from vitbench.changes import exit_code
+from vitbench.changes import Change, Verdict, exit_code
 from vitbench.errors import BadInput
 
 RULE = duel.Rule(budget_s=60, rounds=5, control_rounds=1, pairs=4, block_s=1e-4, warmup_s=0.01)
@@ -158,7 +160,8 @@ def test_what_is_quicker_is_improved_and_what_is_the_same_unchanged(fakes: dict[
         "vit_s16": "improved",
         "vit_b16": "unchanged",
     }
-    assert "Of 2 models, the false discovery rate" in found.comparison().notes[-1]
+    assert "Of 2 comparisons, the false discovery rate" in found.comparison().notes[-1]
+    assert "false discovery" not in " ".join(found.comparison(alone=False).notes)
     assert exit_code(found.comparison()) == 0
 
 
@@ -199,10 +202,27 @@ def test_what_fails_midway_is_missing(fakes: dict[str, FakeSide]) -> None:
     assert (change.verdict, change.note, change.after) == ("missing", "dtype=bf16: took more than 600 s", None)
 
 
-def test_a_base_that_runs_nothing_is_an_error(fakes: dict[str, FakeSide]) -> None:
+def test_a_base_that_is_asked_for_what_it_cannot_have_is_an_error_and_one_that_breaks_is_missing(
+    fakes: dict[str, FakeSide],
+) -> None:
     fakes["a"].lacks = ("vit_b16",)
+    found = contest("vit_b16")
+    run(found)
+    (change,) = found.comparison().changes
+    assert (change.verdict, change.note) == ("missing", "here: there is no vit_b16")
+    assert exit_code(found.comparison()) == 3
+    fakes["a"].kind = "BadInput"
+    found = contest("vit_b16")
     with pytest.raises(BadInput, match=r"^here: there is no vit_b16\.$"):
-        run(contest("vit_b16"))
+        run(found)
+    assert not found.measured
+
+
+def test_a_name_that_nobody_knows_is_told_before_anything_is_measured(fakes: dict[str, FakeSide]) -> None:
+    fakes["a"].lacks, fakes["a"].kind = ("vit_b61",), "UnknownName"
+    with pytest.raises(BadInput, match="there is no vit_b61"):
+        run(contest("vit_s16", "vit_b61"))
+    assert fakes["a"].blocks == fakes["b"].blocks == 0
 
 
 def test_a_name_that_nobody_knows_is_a_mistake_but_a_revision_may_lack_it(fakes: dict[str, FakeSide]) -> None:
@@ -226,9 +246,10 @@ def test_what_is_interrupted_is_inconclusive(fakes: dict[str, FakeSide]) -> None
     with pytest.raises(KeyboardInterrupt):
         found.run(say=lambda text: None, tell=interrupt)
     assert found.measured
-    (change,) = found.comparison().changes
+    change, not_begun = sorted(found.comparison().changes, key=lambda one: one.ratio is None)
     assert (change.verdict, change.note) == ("inconclusive", "interrupted")
     assert change.ratio == pytest.approx(0.5, rel=0.01)
+    assert (not_begun.model, not_begun.verdict, not_begun.note) == ("vit_s16", "inconclusive", "interrupted")
 
 
 @pytest.mark.parametrize(
@@ -258,6 +279,33 @@ def test_how_far_outputs_lie_apart_is_told() -> None:
     other = replace(one, shapes=[[1, 3]], values=(1.0, 2.0, 3.0))
     assert ab.output_difference(one, other) == "the outputs are of other shapes: 1x2, then 1x3"
     assert ab.output_difference(one, about("vit_s16", values=(1.0, 1.0))) == ""
+
+
+def timed(p_value: float | None, verdict: Verdict, note: str = "") -> Change:
+    setting = {"model": "vit_b16"}
+    return Change(
+        setting=setting,
+        column=ab.COLUMN,
+        heading="Inputs/s",
+        judged="timed",
+        better="higher",
+        verdict=verdict,
+        note=note,
+        p_value=p_value,
+    )
+
+
+def test_what_may_be_chance_among_many_is_suspect() -> None:
+    """Benjamini and Hochberg: 0.04 is one of four, so that it had to be below 0.05 / 4; 0.001 is."""
+    one, missing = timed(0.04, "regressed", "far apart"), timed(None, "missing")
+    rest = [timed(p_value, "unchanged") for p_value in (0.3, 0.5, 0.9)]
+    assert ab.corrected([one, missing]) == ([one, missing], ())
+    found, notes = ab.corrected([missing, one, *rest])
+    assert [each.verdict for each in found] == ["missing", "suspect", "unchanged", "unchanged", "unchanged"]
+    assert found[1].note == "may be chance among 4 comparisons; far apart"
+    assert notes == ("Of 4 comparisons, the false discovery rate is held at 5 % (Benjamini-Hochberg).",)
+    sure = replace(one, p_value=0.001)
+    assert ab.corrected([sure, *rest])[0][0] == sure
 
 
 def test_times_and_parts_are_read() -> None:
@@ -331,3 +379,29 @@ def test_code_that_is_not_of_the_revision_is_not_measured(tmp_path: Path, monkey
             side.start("vit_lite_2_4_32", sides.Options(device="cpu"))
         with pytest.raises(sides.SideFailed, match="slept_for_tests is not in git:HEAD"):
             side.start("slept_for_tests:Net", sides.Options(device="cpu", input=(3, 2, 4)))
+
+
+def test_vitbench_itself_is_measured_at_a_revision_from_its_own_repository(tmp_path: Path) -> None:
+    """The script of a worker is that of the near end, which here lies in the repository itself, as an editable install does."""
+    shutil.copytree(
+        Path(ab.__file__).parent, tmp_path / "vitbench", ignore=shutil.ignore_patterns("__pycache__", "*.npz")
+    )
+    who = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
+    for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "one")):
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
+    code = (
+        "from vitbench import sides\n"
+        "with sides.opened([sides.parse('git:HEAD')], say=print) as (side,):\n"
+        "    worker = side.start('vit_lite_2_4_32', sides.Options(device='cpu', threads=1))\n"
+        "    print(len(worker.block(2)))\n"
+        "    worker.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "2\n", done.stderr

@@ -291,6 +291,7 @@ class Contest:
 
     asked: ClassVar[list[ab.Ask]] = []
     fails: ClassVar[str] = ""
+    p_values: ClassVar[dict[tuple[str, int], float]] = {}
 
     def __init__(self, ask: ab.Ask) -> None:
         self.asked.append(ask)
@@ -302,7 +303,8 @@ class Contest:
             raise BadInput(self.fails)
         self.measured = True
 
-    def comparison(self) -> Comparison:
+    def comparison(self, *, alone: bool) -> Comparison:
+        assert not alone
         slower = [
             Change(
                 setting={"model": model, "batch_size": str(self._ask.options.batch_size)},
@@ -312,6 +314,7 @@ class Contest:
                 better="higher",
                 verdict="regressed",
                 ratio=0.8,
+                p_value=self.p_values.get((model, self._ask.options.batch_size), 0.001),
             )
             for model in self._ask.models
         ]
@@ -326,7 +329,7 @@ class Contest:
 
 @pytest.fixture
 def contests(monkeypatch: pytest.MonkeyPatch) -> type[Contest]:
-    Contest.asked, Contest.fails = [], ""
+    Contest.asked, Contest.fails, Contest.p_values = [], "", {}
     monkeypatch.setattr(ab, "Contest", Contest)
     return Contest
 
@@ -347,7 +350,8 @@ def test_times_are_compared_with_the_revision_and_not_with_the_baseline(
     assert found.counts == {"regressed": 4}
     assert exit_code(found) == 1
     assert found.differences == {"torch": ("2.14", "2.15")}
-    assert found.notes == (ELSEWHERE.told, "Measured in turn.")
+    discoveries = "Of 4 comparisons, the false discovery rate is held at 5 % (Benjamini-Hochberg)."
+    assert found.notes == (ELSEWHERE.told, "Measured in turn.", discoveries)
     # One contest for all models of a setting and a threshold.
     assert sorted((*ask.models, ask.options.batch_size, ask.rule.threshold) for ask in contests.asked) == [
         ("deit_s16", 1, 0.09),
@@ -361,6 +365,36 @@ def test_times_are_compared_with_the_revision_and_not_with_the_baseline(
     options = ask.options
     assert (options.device, options.dtype, options.mode, options.threads) == ("cpu", "bf16", "train", 1)
     assert options.img_size == (224, 224)
+
+
+def test_false_discoveries_are_counted_in_the_whole_report(tmp_path: Path, contests: type[Contest]) -> None:
+    """In a contest of its own 0.04 would do: of four, the second lowest has to be below 0.05 * 2 / 4."""
+    contests.p_values = {("vit_ti16", 1): 0.04, ("vit_ti16", 8): 0.9, ("deit_s16", 8): 0.9}
+    narrow = '[[threshold]]\nmetric = "throughput"\nmodels = "deit_*"\nwithin = "9%"\n'
+    found = timed(read(tmp_path, f"{TIMED}batch_size = [1, 8]\n{narrow}"), ELSEWHERE)
+    assert len(contests.asked) == 4
+    assert found.counts == {"regressed": 1, "suspect": 3}
+    assert found.changes[0].model == "deit_s16"
+
+
+def test_times_that_an_interrupt_left_out_are_missing(
+    tmp_path: Path, contests: type[Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checking = checked(read(tmp_path, f"{TIMED}batch_size = [1, 8]\n"), None, revision=ELSEWHERE)
+
+    def interrupted(self: Contest, **how: Any) -> None:
+        if len(self.asked) == 2:
+            raise KeyboardInterrupt
+        self.measured = True
+
+    monkeypatch.setattr(contests, "run", interrupted)
+    assert not checking.measured
+    with pytest.raises(KeyboardInterrupt):
+        checking.time(say=lambda text: None, tell=lambda model, progress: None)
+    assert checking.measured
+    found = checking.comparison()
+    assert found.counts == {"regressed": 2, "missing": 2}
+    assert {one.note for one in found.changes if one.verdict == "missing"} == {"not measured: interrupted"}
 
 
 def test_counts_and_times_are_one_comparison(tmp_path: Path, macs: dict[str, Any], contests: type[Contest]) -> None:

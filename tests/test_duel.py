@@ -400,14 +400,3 @@ def test_what_is_inconclusive_says_how_many_more_rounds() -> None:
     found = duel.judged(dueled(passed(0.02, 0.02)))
     assert (found.verdict, found.more) == ("inconclusive", 17)
     assert "2.0%" in found.note
-
-
-def test_among_many_a_change_must_be_a_discovery() -> None:
-    one = duel.Judgement(verdict="regressed", p_value=0.04)
-    rest = [duel.Judgement(verdict="unchanged", p_value=p) for p in (0.3, 0.5, 0.9)]
-    assert duel.corrected([one])[0].verdict == "regressed"
-    found = duel.corrected([one, *rest])
-    assert [each.verdict for each in found] == ["suspect", "unchanged", "unchanged", "unchanged"]
-    assert "chance" in found[0].note
-    sure = replace(one, p_value=0.001)
-    assert duel.corrected([sure, *rest])[0] == sure

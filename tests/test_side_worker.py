@@ -17,7 +17,7 @@ import pytest
 
 from vitbench import device, side_worker, sides
 
-HOW: dict[str, Any] = {"name": "here", "root": None, "instead_of": None}
+HOW: dict[str, Any] = {"name": "here", "processors": [], "root": None, "instead_of": None}
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,10 @@ def _this_process_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         os.sched_setaffinity(0, processors)
 
 
-def answers(*requests: dict[str, Any], problem: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def answers(*requests: dict[str, Any], problem: dict[str, Any] | None = None, **how: Any) -> list[dict[str, Any]]:
     written = io.BytesIO()
     lines = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
-    side_worker.work(io.BytesIO(lines), written, HOW, problem)
+    side_worker.work(io.BytesIO(lines), written, HOW | how, problem)
     return [json.loads(line) for line in written.getvalue().splitlines()]
 
 
@@ -55,9 +55,15 @@ def test_a_model_is_described_and_run() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process")
 def test_a_worker_stays_on_as_many_processors_as_it_has_threads() -> None:
+    kept: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_setaffinity", lambda process, processors: kept.append(processors))
+        side_worker._stay([3, 0, 1, 2], 2)
+        side_worker._stay([], 2)
+    assert kept == [[1, 2]]
     allowed = sorted(os.sched_getaffinity(0))
-    answers(request("tests.tiny:vit", img_size=(32, 32)))
-    assert os.sched_getaffinity(0) == {allowed[-1]}
+    answers(request("tests.tiny:vit", img_size=(32, 32)), processors=[*allowed[1:], allowed[0]])
+    assert os.sched_getaffinity(0) == {allowed[0]}
 
 
 def test_an_error_is_the_last_answer() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -117,6 +122,9 @@ def test_a_spec_is_read() -> None:
     read = sides.parse("torch>=2.13,<2.15 timm~=1.0,dtype=bf16")
     assert read.requirements == ("timm~=1.0", "torch<2.15,>=2.13")
     assert read.options == {"dtype": "bf16"}
+    # Spaces around what compares or sets mean nothing.
+    assert sides.parse("dtype = bf16, threads =2").options == {"dtype": "bf16", "threads": 2}
+    assert sides.parse("torch >= 2.13, < 2.15 timm ~= 1.0").requirements == ("timm~=1.0", "torch<2.15,>=2.13")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +142,9 @@ def test_a_spec_is_read() -> None:
         ("dtype=bf16,dtype=fp16", "dtype twice"),
         ("vit_s16,vit_b16", "model twice"),
         ("torch==", "no requirement"),
+        ("threads==1", "threads is a setting, no package: say threads=1"),
+        ("git:main,batch-size>=8", "batch_size is a setting, no package: say batch_size=8"),
+        ("torch==2.14 dtype=bf16", "dtype is a setting, no package: say dtype=bf16, with commas"),
         ("torch==2.14 timm =1", "no requirement"),
         ("python:nowhere/python", "no program 'nowhere/python'"),
         ("python:.", "give ./bin/python"),
@@ -245,6 +256,22 @@ def test_a_revision_lies_in_a_folder_that_goes(repository: Path, monkeypatch: py
     assert (repository / "src" / "deep" / "file.py").read_text() == "new"
 
 
+def test_a_worktree_that_a_killed_command_left_is_forgotten_once_it_is_gone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    # The last is there still: another command may be at work in it. The user's own may be on a disk that is not.
+    left, users, other = tmp_path / "vitbench-1" / "tree", tmp_path / "mine" / "tree", tmp_path / "vitbench-2" / "tree"
+    for path in (left, users, other):
+        git("worktree", "add", "--detach", str(path), "main", folder=repository)
+    shutil.rmtree(left)
+    shutil.rmtree(users)
+    with sides.placed(sides.parse("git:main"), say=print):
+        pass
+    trees = git("worktree", "list", "--porcelain", folder=repository)
+    assert [str(path) in trees for path in (left, users, other)] == [False, True, True]
+
+
 def test_a_revision_that_is_none_is_told(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     for revision in ("nowhere", "--all"):
@@ -325,6 +352,75 @@ def test_a_model_that_cannot_be_had_is_that_sides_failure(model: str, said: str,
     with pytest.raises(sides.SideFailed, match=said) as failed:
         here.start(model, options)
     assert (failed.value.kind == "UnknownName") == (model == "vit_b61")
+
+
+def test_how_a_process_ended_is_told_where_the_system_has_no_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(code: int) -> str:
+        with pytest.raises(sides.SideFailed) as failed:
+            sides.SideWorker(
+                "b", (io.BytesIO(), io.BytesIO()), {}, end=lambda: code, said=lambda: "last words", limit_s=60
+            )
+        return str(failed.value)
+
+    assert ended(-9) == "b: its process was killed, as the system does where memory runs out; it last said: last words"
+    assert ended(-11) == "b: its process ended with SIGSEGV; it last said: last words"
+    monkeypatch.delattr(signal, "SIGKILL")
+    assert ended(3) == "b: its process ended with exit code 3; it last said: last words"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process")
+def test_the_idlest_processors_are_taken_by_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+        # Less than a tick's difference is none; then the last are taken.
+        assert sides.idlest_last(lambda: (4.0, 98.0, 0.0, 55.0)) == [1, 3, 0, 2]
+        assert sides.idlest_last(lambda: (0.0, 4.9, 0.0, 0.0)) == [0, 1, 2, 3]
+        patch.delattr(os, "sched_getaffinity")
+        assert sides.idlest_last(lambda: (0.0, 0.0)) == []
+    handed: list[Any] = []
+
+    class Side(sides.Side):
+        def __init__(self, *place: Any, processors: Sequence[int], **how: Any) -> None:
+            handed.append(processors)
+            super().__init__(*place, processors=processors, **how)
+
+        def _launched(self, stdin: Any, stdout: Any) -> Any:
+            pass
+
+    monkeypatch.setattr(sides, "Side", Side)
+    measured = [[7, 8], [9]]
+    monkeypatch.setattr(sides, "idlest_last", lambda: measured.pop(0))
+    specs = [sides.Spec(), sides.parse(f"python:{Path(sys.executable).parent / 'python'}")]
+    specs[1] = replace(specs[1], python=Path("/another/python"))
+    with sides.opened(specs, say=print):
+        assert handed == [[7, 8], [7, 8]]
+
+
+def test_sigterm_is_an_interrupt_while_sides_are_open_and_no_longer() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    assert handler == signal.SIG_DFL
+
+    def terminated() -> None:
+        with sides.opened([], say=print):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        terminated()
+    assert signal.getsignal(signal.SIGTERM) == handler
+    # Elsewhere than in the main thread Python sets no handler.
+    errors: list[BaseException] = []
+
+    def open_in_a_thread() -> None:
+        try:
+            with sides.opened([], say=print):
+                assert signal.getsignal(signal.SIGTERM) == handler
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=open_in_a_thread)
+    thread.start()
+    thread.join()
+    assert not errors
 
 
 def test_without_a_fork_each_worker_imports_for_itself(folder: Path) -> None:

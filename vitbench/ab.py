@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitbench import catalog, duel, sides
+from vitbench import catalog, duel, pairs, sides
 from vitbench.changes import Change, Comparison, ranked
 from vitbench.errors import BadInput
 from vitbench.findings import Throughput
@@ -90,57 +90,78 @@ class Contest:
             tell: is told of each round, with the model.
 
         Raises:
-            BadInput: a side's code cannot be had, or side a ran none of the models.
+            BadInput: a side's code cannot be had, nobody knows a model's name, or side a could be asked for none of the models.
+                Nothing has been measured then.
         """
         ask = self._ask
         with sides.opened((ask.a, ask.b), say=say, limit_s=ask.timeout_s) as (a, b):
             self._code = [f"{side.name} is commit {side.commit}." for side in (a, b) if side.commit]
-            for model in self._models:
-                match = _Match(model=model)
-                self._matches.append(match)
-                self._measure(match, a, b, functools.partial(tell, model))
-        failed = [match.problem for match in self._matches if match.problem and "a" not in match.abouts]
-        if len(failed) == len(self._matches):
-            raise BadInput(f"{failed[0].rstrip('.')}.")
+            matches = [_Match(model=model) for model in self._models]
+            # All of them before the first is measured: a name that nobody knows costs no measurement.
+            mistakes = [mistake for match in matches if (mistake := self._begin(match, a, b))]
+            if len(mistakes) == len(matches):
+                raise BadInput(f"{mistakes[0].rstrip('.')}.")
+            self._matches = matches
+            for match in self._matches:
+                if not match.problem:
+                    self._measure(match, a, b, functools.partial(tell, match.model))
+
+    def _starts(self, match: _Match, a: sides.Side, b: sides.Side) -> dict[str, Callable[[], sides.SideWorker]]:
+        ask = self._ask
+        return {
+            "a": functools.partial(a.start, ask.a.model or match.model, self._options["a"]),
+            "b": functools.partial(b.start, ask.b.model or match.model, self._options["b"]),
+        }
+
+    def _begin(self, match: _Match, a: sides.Side, b: sides.Side) -> str:
+        """Starts both sides once; gives what was wrong with what side a was asked for, empty where nothing was.
+
+        It also fills the compiler's cache: what that takes is no part of a round.
+        """
+        try:
+            for name, start in self._starts(match, a, b).items():
+                worker = start()
+                match.abouts[name] = worker.about
+                worker.close()
+        except sides.SideFailed as error:
+            if error.kind == "UnknownName" and not (self._ask.a.code_elsewhere or self._ask.b.code_elsewhere):
+                raise BadInput(str(error)) from error
+            match.problem = str(error)
+            if not match.abouts and error.kind in ("UnknownName", "BadInput"):
+                return match.problem
+        return ""
 
     def _measure(self, match: _Match, a: sides.Side, b: sides.Side, tell: Callable[[duel.Progress], None]) -> None:
-        ask = self._ask
-
         def told(progress: duel.Progress) -> None:
             if progress.stage != "control":
                 match.progress = progress
             tell(progress)
 
-        starts = {
-            "a": functools.partial(a.start, ask.a.model or match.model, self._options["a"]),
-            "b": functools.partial(b.start, ask.b.model or match.model, self._options["b"]),
-        }
+        starts = self._starts(match, a, b)
+        per_input = _batch(match.abouts["a"]) / _batch(match.abouts["b"])
         try:
-            # Once for nothing, which also fills the compiler's cache: what it takes is no part of a round.
-            for name, start in starts.items():
-                worker = start()
-                match.abouts[name] = worker.about
-                worker.close()
-            per_input = _batch(match.abouts["a"]) / _batch(match.abouts["b"])
             match.found = duel.duel(
                 starts["a"],
                 lambda: _Scaled(starts["b"](), per_input),
-                rule=ask.rule,
+                rule=self._ask.rule,
                 tell=told,
-                always_control=len(self._matches) == 1,  # the first tells how noisy the machine is
+                always_control=not any(one.found for one in self._matches),  # the first tells how noisy the machine is
             )
         except sides.SideFailed as error:
             match.problem = str(error)
-            if error.kind == "UnknownName" and not (ask.a.code_elsewhere or ask.b.code_elsewhere):
-                raise BadInput(str(error)) from error
 
-    def comparison(self) -> Comparison:
-        """Gives what has been measured so far; a model in progress is inconclusive."""
+    def comparison(self, *, alone: bool = True) -> Comparison:
+        """Gives what has been measured so far; a model in progress, or not begun, is inconclusive.
+
+        Args:
+            alone: whether this is all that a report tells; the false discoveries of several contests are `corrected` together.
+        """
         ask = self._ask
-        judged = [(match, duel.judged(match.found)) for match in self._matches if match.found is not None]
-        verdicts = duel.corrected([judgement for _, judgement in judged])
-        by_model = {match.model: judgement for (match, _), judgement in zip(judged, verdicts, strict=True)}
-        changes = [_change(match, by_model.get(match.model), ask.rule) for match in self._matches]
+        changes = [_change(match, ask.rule) for match in self._matches]
+        notes = (*self._code, *_notes(ask.rule, [match for match in self._matches if match.found is not None]))
+        if alone:
+            changes, told = corrected(changes)
+            notes += told
         abouts = next((match.abouts for match in self._matches if len(match.abouts) == 2), {})
         before, after = (_environment(abouts[name]) if abouts else {} for name in ("a", "b"))
         return Comparison(
@@ -153,9 +174,30 @@ class Contest:
                 if name not in _INCIDENTAL and before[name] != after.get(name, "")
             },
             environment=after,
-            notes=(*self._code, *_notes(ask.rule, [match for match, _ in judged])),
+            notes=notes,
             commands=(ask.command,) if ask.command else (),
         )
+
+
+def corrected(changes: Sequence[Change]) -> tuple[list[Change], tuple[str, ...]]:
+    """Turns what does not survive among all that a report tells into suspect, and gives a note where it is several.
+
+    The false discovery rate is held at 5 % (Benjamini-Hochberg).
+    """
+    p_values = [one.p_value for one in changes if one.p_value is not None]
+    survives = iter(pairs.discoveries(p_values))
+    found = [
+        one
+        if one.p_value is None or next(survives) or one.verdict not in ("regressed", "improved")
+        else replace(
+            one,
+            verdict="suspect",
+            note="; ".join(filter(None, (f"may be chance among {len(p_values)} comparisons", one.note))),
+        )
+        for one in changes
+    ]
+    note = f"Of {len(p_values)} comparisons, the false discovery rate is held at 5 % (Benjamini-Hochberg)."
+    return found, (note,) if len(p_values) > 1 else ()
 
 
 class _Scaled:
@@ -194,7 +236,7 @@ def _batch(about: sides.About) -> int:
     return int(about.setting["batch_size"])
 
 
-def _change(match: _Match, judgement: duel.Judgement | None, rule: duel.Rule) -> Change:
+def _change(match: _Match, rule: duel.Rule) -> Change:
     found = match.found
     estimate = found.estimate if found else match.progress.estimate if match.progress else None
     change = Change(
@@ -212,8 +254,9 @@ def _change(match: _Match, judgement: duel.Judgement | None, rule: duel.Rule) ->
         change = replace(
             change, ratio=math.exp(-estimate.centre), low=math.exp(-estimate.high), high=math.exp(-estimate.low)
         )
-    if match.problem or found is None or judgement is None:
+    if match.problem or found is None:
         return change
+    judgement = duel.judged(found)
     batch = _batch(match.abouts["a"])
     return replace(
         change,
@@ -275,8 +318,6 @@ def _notes(rule: duel.Rule, matches: Sequence[_Match]) -> list[str]:
         first = f"{match.model}: {_counted(found.rounds)} in {found.spent_s:.0f} s"
         control = found.control
         notes.append(f"{first}; side a against itself: {_interval(control.estimate)}." if control else f"{first}.")
-    if len(matches) > 1:
-        notes.append(f"Of {len(matches)} models, the false discovery rate is held at 5 % (Benjamini-Hochberg).")
     return notes
 
 

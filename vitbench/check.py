@@ -136,6 +136,8 @@ class Check:
         self._contests: list[ab.Contest] = []
         self._untimed: list[Change] = []
         self.counted, self.timed = plan(suite)
+        # Of `timed`, those of which there is nothing to tell yet.
+        self._waiting = [] if update else list(self.timed)
         self.rows: list[Line] = []
         self.problem = ""
         self._name, self._base = revision.commit[:12] or "a revision", []
@@ -186,6 +188,7 @@ class Check:
             missing = not self._revision.commit
             note = f"not measured: {self._revision.told}" if missing else "the same commit: nothing to time"
             self._untimed = [_untimed(job.setting, note, missing=missing) for job in self.timed]
+            self._waiting = []
             return
         specs = sides.parse(f"git:{self._revision.commit}"), sides.parse(sides.HERE)
         # A contest has one setting for all its models.
@@ -203,13 +206,16 @@ class Check:
                     timeout_s=timeout_s,
                 )
             )
-            self._contests.append(contest)
             try:
                 contest.run(say=say, tell=tell)
             except BadInput as error:
-                if not contest.measured:
-                    self._contests.pop()
-                    self._untimed += [_untimed(job.setting, f"not measured: {error}") for job in of_contest]
+                self._untimed += [_untimed(job.setting, f"not measured: {error}") for job in of_contest]
+                self._waiting = [job for job in self._waiting if job not in of_contest]
+            finally:
+                # Also what is interrupted tells of all its models.
+                if contest.measured:
+                    self._contests.append(contest)
+                    self._waiting = [job for job in self._waiting if job not in of_contest]
 
     def _threshold(self, job: Job) -> float:
         fitting = [
@@ -233,14 +239,17 @@ class Check:
         counts = Comparison(base=self._name, head=HERE, changes=())
         if self.counted:
             counts = compare.compare(self._base, self.rows, base_name=self._name, head_name=HERE, thresholds=thresholds)
-        times = [contest.comparison() for contest in self._contests if contest.measured]
+        times = [contest.comparison(alone=False) for contest in self._contests]
         changes = [*counts.changes, *_failed(self._base, self.rows), *self._untimed]
-        changes += [change for one in times for change in one.changes]
+        changes += [_untimed(job.setting, "not measured: interrupted") for job in self._waiting]
+        in_turn, corrected = ab.corrected([change for one in times for change in one.changes])
+        changes += in_turn
         marked, notes = self._marked(changes)
         told = [self._revision.told] if self._revision.commit and self.timed else []
         # Said already, in the words of a check.
         known = f"git:{self._revision.commit} is commit"
         told += [note for one in times for note in one.notes if not note.startswith(known)]
+        told += corrected
         return Comparison(
             base=self._name,
             head=HERE,
@@ -269,6 +278,11 @@ class Check:
             if not fitting:
                 notes.append(f"{place} fits no change: take it out.")
         return marked, notes
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self.rows or self._contests)
 
     @property
     def failures(self) -> int:

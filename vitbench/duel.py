@@ -393,17 +393,6 @@ def judged(duel: Duel) -> Judgement:
     return Judgement(verdict=verdict, p_value=p_value)
 
 
-def corrected(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """Turns what does not survive among many into suspect: the false discovery rate is held at 5 % (Benjamini-Hochberg)."""
-    survives = pairs.discoveries([one.p_value for one in judgements])
-    return [
-        one
-        if real or one.verdict not in ("regressed", "improved")
-        else replace(one, verdict="suspect", note=f"may be chance among {len(judgements)} comparisons")
-        for one, real in zip(judgements, survives, strict=True)
-    ]
-
-
 def _called(found: Estimate, rule: Rule) -> Verdict:
     """Gives the verdict of one pass by itself."""
     for verdict, centre, bound in (

@@ -171,7 +171,7 @@ def _built(request: Message, how: Message) -> tuple[Sequence[Any], Any, Message]
     threads = options.pop("threads") or torch.get_num_threads()
     device.prepare(where, options["dtype"], threads)
     if where.type == "cpu":
-        _stay(threads)
+        _stay(how["processors"], threads)
     asked = bench.Request(
         name=request["model"],
         img_size=options.pop("img_size"),
@@ -201,14 +201,14 @@ def _built(request: Message, how: Message) -> tuple[Sequence[Any], Any, Message]
     return phases, timing.clock_of(where), about
 
 
-def _stay(threads: int) -> None:
-    """Keeps this process on as many processors as it has threads, the same for both sides.
+def _stay(processors: Sequence[int], threads: int) -> None:
+    """Keeps this process on as many processors as it has threads, the last of those given, which are the same for both sides.
 
     Left to the system, each side may have one of its own for a round, and on a shared machine one differs from another by several
-    per cent. The last are taken: the first is where devices interrupt.
+    per cent. None are given where the system keeps no process on some.
     """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+    if processors:
+        os.sched_setaffinity(0, processors[-threads:])
 
 
 def _check_origin(model: str, how: Message) -> None:
@@ -218,10 +218,12 @@ def _check_origin(model: str, how: Message) -> None:
     if how["root"] is None:
         return
     own, elsewhere = False, []
+    # This file is the near end's, wherever that lies; multiprocessing gives it a second name.
+    script = sys.modules["__main__"]
     for name, module in sys.modules.items():
         file = Path(getattr(module, "__file__", None) or "")
         # What torch makes up has a name without a folder; packages may be installed in the repository's folder.
-        if name == "__main__" or not file.is_absolute() or "site-packages" in file.parts:
+        if module is script or not file.is_absolute() or "site-packages" in file.parts:
             continue
         file = file.resolve()
         if file.is_relative_to(how["root"]):

@@ -28,6 +28,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import IO, Any, get_args
 
+import psutil
 from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -47,6 +48,9 @@ _NEEDED = ("torch", "timm")
 _LENT = ("vitbench", "einops", "pebble", "psutil", "pynvml")
 
 _READY = "vitbench-ready"
+
+# A revision's files lie in a temporary folder, as vitbench-abc123/tree.
+_PREFIX, _TREE = "vitbench-", "tree"
 
 Say = Callable[[str], None]
 
@@ -140,21 +144,27 @@ def _part(part: str, text: str) -> tuple[str, Any]:
         return "python", _python(rest)
     if kind == "git":
         return "revision", rest
+    part = re.sub(r"\s*([<>=!~]+)\s*", r"\1", part)
     if re.search(r"[<>!~=]=|[<>\s]", part):
         return "requirements", tuple(sorted(_requirement(one, text) for one in part.split()))
     name, equals, value = part.partition("=")
     if not equals:
         return "model", part
-    name = name.strip().replace("-", "_")
+    name = name.replace("-", "_")
     if name not in _READ:
         raise UnknownName("setting", name, _READ, hint=f"Known are {', '.join(_READ)}; a requirement has ==.")
     try:
-        return name, _READ[name](value.strip())
+        return name, _READ[name](value)
     except ValueError as error:
         raise BadInput(f"{name}={value}: {error}.") from error
 
 
 def _requirement(text: str, whole: str) -> str:
+    # Else a slip of the hand would install whatever package has the name of a setting.
+    name, value = re.fullmatch(r"([\w-]*)[<>=!~]*(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]  # fits all
+    if name.lower().replace("-", "_") in _READ:
+        name = name.lower().replace("-", "_")
+        raise BadInput(f"{whole!r}: {name} is a setting, no package: say {name}={value}, with commas between settings.")
     try:
         return str(Requirement(text))
     except InvalidRequirement as error:
@@ -274,6 +284,7 @@ def placed(spec: Spec, *, say: Say) -> Iterator[Place]:
 def _worktree(revision: str) -> Iterator[tuple[Path, Path, str]]:
     """Gives the root of a revision's files, in a temporary folder, that of the repository, and the commit."""
     repository = Path(_git("rev-parse", "--show-toplevel", failing="git:REVISION needs a repository")).resolve()
+    _forget_gone_worktrees()
     hint = "no such revision; a shallow clone lacks all but the last (git fetch --unshallow)"
     commit = _git(
         "rev-parse",
@@ -283,8 +294,8 @@ def _worktree(revision: str) -> Iterator[tuple[Path, Path, str]]:
         f"{revision}^{{commit}}",
         failing=f"git:{revision}: {hint}",
     )
-    with tempfile.TemporaryDirectory(prefix="vitbench-", ignore_cleanup_errors=True) as folder:
-        root = Path(folder).resolve() / "tree"
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
+        root = Path(folder).resolve() / _TREE
         try:
             # A hook of the user's is for the user's own checkouts.
             _git(
@@ -294,6 +305,18 @@ def _worktree(revision: str) -> Iterator[tuple[Path, Path, str]]:
             yield root, repository, commit
         finally:
             _git("-C", str(repository), "worktree", "remove", "--force", str(root), failing=None)
+
+
+def _forget_gone_worktrees() -> None:
+    """Has git forget those of earlier commands that were killed, once the folder is gone; others are the user's."""
+    for line in _git("worktree", "list", "--porcelain", failing=None).splitlines():
+        root = Path(line.removeprefix("worktree "))
+        if line.startswith("worktree ") and _is_ours(root) and not root.exists():
+            _git("worktree", "remove", "--force", str(root), failing=None)
+
+
+def _is_ours(root: Path) -> bool:
+    return root.name == _TREE and root.parent.name.startswith(_PREFIX)
 
 
 def _git(*arguments: str, failing: str | None) -> str:
@@ -490,12 +513,9 @@ class SideWorker:
         if self._late:
             return f"took more than {self._limit_s:g} s"
         code = self._end()
-        if code == -signal.SIGKILL:
+        how = f"ended with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if how.endswith("SIGKILL"):  # which Windows has not
             how = "was killed, as the system does where memory runs out"
-        elif code < 0:
-            how = f"ended with {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}"
         said = self._said()
         return f"its process {how}" + (f"; it last said: {said}" if said else "")
 
@@ -508,11 +528,20 @@ class Side:
         commit: of a revision; empty where there is none.
     """
 
-    def __init__(self, spec: Spec, place: Place, *, limit_s: float, forks: bool = hasattr(os, "fork")) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        place: Place,
+        *,
+        limit_s: float,
+        processors: Sequence[int] = (),
+        forks: bool = hasattr(os, "fork"),
+    ) -> None:
         self.name = spec.text
         self.commit = place.commit
         self._place = place
         self._limit_s = limit_s
+        self._processors = processors
         self._forks = forks
         self._ready: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -617,6 +646,7 @@ class Side:
         how = {
             "name": self.name,
             "forks": self._forks,
+            "processors": list(self._processors),
             "lifeline": lifeline,
             "paths": [str(path) for path in place.paths],
             "root": str(place.root) if place.root else None,
@@ -661,6 +691,40 @@ class Side:
         return printable(said[-1])[:300] if said else ""
 
 
+def idlest_last(load: Callable[[], Sequence[float]] = lambda: psutil.cpu_percent(0.2, percpu=True)) -> list[int]:
+    """Gives the processors that this process may use, the busiest first; none where the system keeps no process on some.
+
+    So a second command that measures has others than the first. Of those alike the first come first: that is where devices
+    interrupt.
+
+    Args:
+        load: gives how busy each processor is, in per cent.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    # In tens: 5 % is a single tick of the clock.
+    busy = dict(enumerate(round(percent / 10) for percent in load()))
+    return sorted(os.sched_getaffinity(0), key=lambda number: (-busy.get(number, 0), number))
+
+
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """Has SIGTERM do what Ctrl-C does, unless somebody has a use for it: by default it ends a process that clears up nothing."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the clearing up
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def opened(specs: Sequence[Spec], *, say: Say, limit_s: float = 600.0) -> Iterator[list[Side]]:
     """Gives sides that import while this process goes on; at the end their processes and files are gone, however it comes.
@@ -674,12 +738,14 @@ def opened(specs: Sequence[Spec], *, say: Say, limit_s: float = 600.0) -> Iterat
         BadInput: a side's code cannot be had.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ended_as_interrupted())
+        processors = idlest_last()
         sides: dict[Place, Side] = {}
         found: list[Side] = []
         for spec in specs:
             place = stack.enter_context(placed(spec, say=say))
             if place not in sides:
-                sides[place] = Side(spec, place, limit_s=limit_s)
+                sides[place] = Side(spec, place, limit_s=limit_s, processors=processors)
                 stack.callback(sides[place].close)
             found.append(sides[place].named(spec.text))
         yield found

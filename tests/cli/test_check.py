@@ -143,7 +143,7 @@ def test_what_cannot_be_told_is_4_under_strict(
         def run(self, *, say: Callable[[str], None], tell: ab.Tell) -> None:
             pass
 
-        def comparison(self) -> Comparison:
+        def comparison(self, *, alone: bool) -> Comparison:
             unsure = Change(
                 setting={"model": self.model},
                 column=ab.COLUMN,
@@ -158,6 +158,43 @@ def test_what_cannot_be_told_is_4_under_strict(
     monkeypatch.setattr(check, "merge_base", lambda revision, folder: check.Revision(commit="c0ffee", told="told."))
     (tmp_path / "mine.toml").write_text(SUITE + TIMED)
     assert (run().exit_code, run("--strict").exit_code) == (0, 4)
+
+
+def test_ctrl_c_reports_the_times_that_are_known(
+    macs: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Contest:
+        measured = False
+
+        def __init__(self, ask: ab.Ask) -> None:
+            self.ask = ask
+
+        def run(self, *, say: Callable[[str], None], tell: ab.Tell) -> None:
+            if self.ask.options.batch_size == 8:
+                raise KeyboardInterrupt
+            self.measured = True
+
+        def comparison(self, *, alone: bool) -> Comparison:
+            slower = Change(
+                setting={"model": self.ask.models[0]},
+                column=ab.COLUMN,
+                heading="Inputs/s",
+                judged="timed",
+                better="higher",
+                verdict="regressed",
+                p_value=0.001,
+            )
+            return Comparison(base="a", head="b", changes=(slower,))
+
+    monkeypatch.setattr(ab, "Contest", Contest)
+    monkeypatch.setattr(check, "merge_base", lambda revision, folder: check.Revision(commit="c0ffee", told="told."))
+    (tmp_path / "mine.toml").write_text(f"{SUITE}{TIMED}batch_size = [1, 8]\n")
+    result = run("-o", "out")
+    assert result.exit_code == 130
+    assert "1 regressed" in result.stdout
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == REPORTS
+    told = json.loads((tmp_path / "out" / "changes.json").read_text())["changes"]
+    assert [one["verdict"] for one in told if one["column"] == ab.COLUMN] == ["regressed", "missing"]
 
 
 def test_update_says_what_changed(macs: dict[str, int], tmp_path: Path) -> None:

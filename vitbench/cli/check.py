@@ -89,6 +89,10 @@ def check(
         if not update:
             with drawn() as tell:
                 checking.time(say=status, tell=tell)
+    except KeyboardInterrupt:
+        if checking.measured and not update:
+            _report(checking.comparison(), output)
+        raise
     finally:
         # Also of what was interrupted.
         if output is not None and checking.rows:
