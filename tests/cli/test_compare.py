@@ -27,7 +27,7 @@ class _Reports:
 
     def load(self, name: str) -> Any:
         def render(found: Comparison) -> str:
-            return f"{name} {found.base} {found.head} {found.counts} {found.commands}\n"
+            return f"{name} {found.base} {found.head} {found.counts} {found.commands} {found.notes}\n"
 
         return SimpleNamespace(render=render)
 
@@ -102,6 +102,17 @@ def test_the_report_is_written_whatever_was_found(files: Path, name: str, format
     assert (files / name).read_text().startswith(f"{format} base.csv worse.csv ")
     assert compare("base.csv", "worse.csv", "--output", name, "--format", "junit").exit_code == 1
     assert (files / name).read_text().startswith("junit ")
+
+
+def test_the_report_says_what_was_left_out_of_a_folder(files: Path) -> None:
+    folder = files / "folder"
+    folder.mkdir()
+    (files / "base.csv").rename(folder / "base.csv")
+    (folder / "changes.json").write_text('{"verdicts": {}}')
+    done = compare("folder", "folder/base.csv")
+    assert done.exit_code == 0
+    assert "Left out: Cannot read folder/changes.json" in done.stdout
+    assert compare("folder/changes.json", "folder").exit_code != 0
 
 
 def test_the_report_says_how_it_was_made(files: Path) -> None:
