@@ -47,7 +47,7 @@ def run(*arguments: str) -> Any:
         (["vit_b16"], "Both sides are the same"),
         (["vit_b16", "--b", "dtpye=bf16"], "Did you mean dtype"),
         (["vit_b16", "--b", "dtype=bf16", "--budget", "120"], "such as 120s or 10m"),
-        (["vit_b16", "--b", "dtype=bf16", "--threshold", "x"], "such as 3% or 0.5%"),
+        (["vit_b16", "--b", "dtype=bf16", "--threshold", "x"], 'such as "5%" or "0.5%"'),
         (["vit_b16", "--b", "dtype=bf16", "--output", "nowhere/a.md"], "no folder nowhere"),
         (["vit_b16", "--b", "git:no-such-revision"], "git:no-such-revision: no such revision"),
     ],
