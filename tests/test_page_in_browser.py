@@ -284,7 +284,7 @@ def test_names_from_outside_are_shown_and_do_nothing(opened: webdriver.Chrome) -
     assert opened.title == "vitbench report"
     throughput = table(opened, "throughput")
     assert {*EVIL[:5], "x" * 300} < set(column(throughput, 0))
-    assert {image.get_attribute("src")[:5] for image in opened.find_elements(By.TAG_NAME, "img")} == {"data:"}  # type: ignore[index]
+    assert {image.get_attribute("src")[:5] for image in opened.find_elements(By.TAG_NAME, "img")} == {"data:"}  # type: ignore[index]  # every image has one
     # Plotly reads its texts as a little HTML: a label shows the name itself all the same.
     plot = opened.find_element(By.CSS_SELECTOR, "#tradeoff .plot")
     Select(opened.find_element(By.CSS_SELECTOR, "#tradeoff select[data-axis=x]")).select_by_value("latency_median_ms")

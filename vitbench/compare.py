@@ -417,7 +417,7 @@ def _against(name: str, lines: tuple[Line, Line], column: str) -> str:
 def _part_changes(column: str, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[PartChange, ...]:
     """Gives the parts whose counts differ."""
     return tuple(
-        PartChange(part=part, column=column, before=before.get(part), after=after.get(part))  # type: ignore[arg-type]
+        PartChange(part=part, column=column, before=before.get(part), after=after.get(part))  # type: ignore[arg-type]  # counts are whole
         for part in {**before, **after}
         if before.get(part) != after.get(part)
     )

@@ -173,7 +173,7 @@ def test_ratios_that_are_none_are_not_drawn() -> None:
     ids=str,
 )
 def test_what_reaches_beyond_the_axis_ends_where_the_drawing_does(odd: dict[str, float]) -> None:
-    html = changes_html.render(comparison(replace(PAIRED, **odd)))  # type: ignore[arg-type]
+    html = changes_html.render(comparison(replace(PAIRED, **odd)))  # type: ignore[arg-type]  # any field
     drawing = re.search(r"<svg.*?</svg>", html, re.DOTALL)
     assert drawing
     places = [float(x) for x in re.findall(r'(?:c?x[12]?)="(-?[\d.]+|nan|inf)"', drawing[0])]
