@@ -51,7 +51,7 @@ def test_one_pass_feeds_all_observers_and_leaves_the_model_as_it_was() -> None:
     model, observers = _model(), [Counting(), Counting()]
     observing.run(model, [torch.zeros(4, 2), torch.zeros(1, 2)], observers)
     assert [one.finding() for one in observers] == [(2, 5), (2, 5)]
-    assert [model.training, model[0].training, model[1].training] == [True, True, False]  # type: ignore[index]
+    assert [model.training, model[0].training, model[1].training] == [True, True, False]  # type: ignore[index]  # a Sequential
     assert not model._forward_hooks
 
 

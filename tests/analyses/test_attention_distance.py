@@ -303,7 +303,7 @@ def test_time_and_space_are_kept_apart(frames: int, expected: float) -> None:
 
 
 def test_attention_along_time_alone_has_no_distance_in_space() -> None:
-    groups: list[Group] = [([(float(time), 8.0, 8.0) for time in range(8)],) * 2]  # type: ignore[list-item]
+    groups: list[Group] = [([(float(time), 8.0, 8.0) for time in range(8)],) * 2]  # type: ignore[list-item]  # places are floats
     (row,) = planted(nothing(groups), lying(groups))
     assert row.distance_frames == pytest.approx(2.625)
     assert (row.distance_px, row.uniform_px, row.least_px, row.most_px) == (None, None, None, None)
