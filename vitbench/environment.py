@@ -41,7 +41,7 @@ def describe() -> Environment:
         memory_bytes=_memory(),
         memory_limit_bytes=memory_limit(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=_command(),
+        command=command(),
     )
 
 
@@ -83,7 +83,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _command() -> str | None:
+def command() -> str | None:
+    """Gives the command line as it was typed, where it is one of vitbench."""
     program, *words = sys.argv
     started = Path(program)
     # The program that pip installs, or `python -m vitbench`; processes of a command are told its words too.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vitbench import results, units
+from vitbench import environment, results, units
 from vitbench.cli.compare import (
     ComparisonFormatOption,
     ComparisonOutputOption,
@@ -117,7 +115,7 @@ def ab(
             ),
             rule=Rule(budget_s=verb.parse_budget(budget), threshold=verb.parse_threshold(threshold)),
             timeout_s=timeout,
-            command=shlex.join(["vitbench", *sys.argv[1:]]),
+            command=environment.command() or "",
         )
     )
     try:

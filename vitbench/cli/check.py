@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import shlex
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitbench import github, results
+from vitbench import environment, github, results
 from vitbench.changes import counted, exit_code
 from vitbench.cli.ab import drawn
 from vitbench.cli.compare import AllowMissingOption, StrictOption
@@ -65,8 +63,8 @@ def check(
     and annotations.
     """
     from vitbench import check as verb
-    from vitbench import environment, worker
     from vitbench import suite as suites
+    from vitbench import worker
 
     asked = suites.read(suite)
     worker.start()
@@ -76,7 +74,7 @@ def check(
         revision=verb.merge_base(against or asked.against.revision, Path.cwd()),
         today=datetime.datetime.now(datetime.UTC).date(),
         update=update,
-        command=shlex.join(["vitbench", *sys.argv[1:]]),
+        command=environment.command() or "",
     )
     if update and baseline is not None:
         results.check_writable(baseline)
