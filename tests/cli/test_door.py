@@ -70,7 +70,7 @@ def processor_seconds(*command: str | Path) -> float:
 def test_a_light_command_is_quick(command: list[str]) -> None:
     """Against the import of torch, in turns: the seconds of a shared machine are now long, now short.
 
-    It is 0.4 s where importing torch takes 1.6 s.
+    They are 0.3 and 0.5 s, most of the latter the drawing of the catalog, where importing torch takes 2.1 s.
     """
     ours, torchs = zip(
         *(
@@ -79,7 +79,7 @@ def test_a_light_command_is_quick(command: list[str]) -> None:
         ),
         strict=True,
     )
-    assert min(ours) <= min(torchs) / 3
+    assert min(ours) <= min(torchs) / 2
 
 
 @pytest.mark.parametrize(("typed", "expected"), [("swin_", "swin_b"), ("cct", "cct_2_3x2_32"), ("vit_d", "vit_demo")])
