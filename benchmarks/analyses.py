@@ -30,12 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench import create_model, environment, observing
+from vitbench import create_model
 from vitbench.analyses import cka, position_similarity
 from vitbench.analyses.attention_distance import DistanceReader
 from vitbench.analyses.attention_entropy import EntropyReader
 from vitbench.analyses.attention_rollout import RolloutReader
-from vitbench.attention import Tap
+from vitbench.inside import observing
+from vitbench.inside.attention import Tap
+from vitbench.running import environment
 
 PLAIN, DISTANCE, ALL = "forward pass", "attention distance", "distance, entropy and rollout"
 

@@ -25,9 +25,10 @@ from statistics import median
 from typing import IO
 
 # Nothing here may import torch: the kernel carries the peak memory of this process over to the ones that it starts.
-from vitbench import catalog, environment, published
+from vitbench import catalog, published
 from vitbench.catalog import Variant
 from vitbench.errors import UnknownName
+from vitbench.running import environment
 from vitbench.units import percent, size
 
 MODELS = (

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitbench import create_model, environment
+from vitbench import create_model
+from vitbench.running import environment
 
 MODELS = ("timesformer_joint", "vivit_b_16x2_m1", "timesformer_divided", "mvitv2_s_16x4")
 FRAMES = (8, 16, 32, 64)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from vitbench import device, environment, passes
 from vitbench.build import Plan, plan
 from vitbench.findings import Measured
 from vitbench.metrics import memory
 from vitbench.records import Dtype, Mode, RunSetting
+from vitbench.running import device, environment, passes
 from vitbench.units import size
 
 BOUNDS: dict[tuple[str, Mode], float] = {

@@ -29,7 +29,8 @@ from timm.layers import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench import catalog, create_model, environment
+from vitbench import catalog, create_model
+from vitbench.running import environment
 
 MODELS = (
     "cct_7_3x1_32",

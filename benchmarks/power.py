@@ -1,8 +1,8 @@
 """Measures how often `vitbench ab` is wrong and what it can see: by simulation, and with real models that are really slowed.
 
-Both go through the very same `vitbench.duel`. The simulation has fake workers on a fake clock; real comparisons have the workers
-of `vitbench ab`, which run a small model, one side of which does a part of its work twice, alone or beside processes that keep
-the machine busy.
+Both go through the very same `vitbench.judging.duel`. The simulation has fake workers on a fake clock; real comparisons have
+the workers of `vitbench ab`, which run a small model, one side of which does a part of its work twice, alone or beside processes
+that keep the machine busy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ import numpy
 from scipy import stats
 
 from benchmarks.slowed import SIZE
-from vitbench import duel, environment, pairs, sides
+from vitbench.judging import duel, pairs, sides
+from vitbench.running import environment
 
 EFFECTS = (0.0, 0.03, 0.05, 0.10, 0.20)
 VERDICTS = ("regressed", "improved", "suspect", "inconclusive", "unchanged")

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from vitbench import catalog, create_model, environment, statistics, timing, worker
+from vitbench import catalog, create_model
+from vitbench.running import environment, statistics, timing, worker
 
 _RUNS = 300
 MODELS = ("vit_ti16", "swin_t", "resnet50")

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from vitbench import ab, duel, sides
+from vitbench import ab
 from vitbench.changes import Change, Verdict, exit_code
 from vitbench.errors import BadInput
+from vitbench.judging import duel, sides
 
 RULE = duel.Rule(budget_s=60, rounds=5, control_rounds=1, pairs=4, block_s=1e-4, warmup_s=0.01)
 

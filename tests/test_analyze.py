@@ -16,12 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests import tiny
-from vitbench import analyze, build, device, images
+from vitbench import analyze, build
 from vitbench.analyses import ANALYSES, attention_distance, cka, position_similarity
 from vitbench.analyze import Ask, Options, Outcome, Subject
 from vitbench.errors import BadInput, NotSupported, UnknownName
-from vitbench.images import Images
+from vitbench.inputs import images
+from vitbench.inputs.images import Images
 from vitbench.records import AnalysisSetting, columns
+from vitbench.running import device
 
 PICTURES = 5
 
@@ -249,7 +251,7 @@ def test_a_refusal_in_the_pass_costs_two_batches(
 ) -> None:
     """The one in which it showed, and the one in which it was found out that it was attention: then the others have theirs."""
     counted = passes(acts)
-    monkeypatch.setattr("vitbench.attention_sites.of", lambda _: None)  # no class is known
+    monkeypatch.setattr("vitbench.inside.attention_sites.of", lambda _: None)  # no class is known
     found = look(small("acting", batch_size=2), ["attn-distance", "attn-rollout", "attn-entropy", "cka"], album)
     assert counted == [2, 2, 2, 2, 1]
     assert {name for name, outcome in found.items() if "is not registered" in outcome.refusal} == {
@@ -269,7 +271,7 @@ def test_the_batch_size_changes_no_number(album: Path) -> None:
 
 def test_auto_is_halved_while_memory_is_predicted_not_to_hold_it(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the memory that is free, 0.6 may be used; what a pass of some inputs takes is asked of the prediction itself."""
-    from vitbench import lifetimes
+    from vitbench.counters import lifetimes
     from vitbench.records import RunSetting
 
     subject = small()
@@ -284,7 +286,7 @@ def test_auto_is_halved_while_memory_is_predicted_not_to_hold_it(album: Path, mo
 
 
 def test_where_memory_cannot_be_predicted_batches_are_small(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitbench import lifetimes
+    from vitbench.counters import lifetimes
 
     def unknown(*_: object) -> None:
         raise ValueError("no shape")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from vitbench import catalog, check, compare, environment, measure, results, suite
+from vitbench import catalog, check, compare, measure, results, suite
 from vitbench.records import flatten
 from vitbench.reports import COMPARISONS
 from vitbench.results import Line
+from vitbench.running import environment
 
 ROOT = Path(__file__).parent.parent
 BASELINE = {row["model"]: row for row in compare.load(ROOT / "results" / "baseline.json")}

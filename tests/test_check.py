@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from vitbench import ab, changes, check, environment, findings, measure, suite
+from vitbench import ab, changes, check, findings, measure, suite
 from vitbench.changes import Change, Comparison, exit_code
 from vitbench.errors import BadInput
 from vitbench.records import Machine, Row, RunSetting
 from vitbench.results import Line
+from vitbench.running import environment
 
 TODAY = datetime.date(2027, 1, 31)
 NOWHERE = check.Revision(told="there is no revision origin/main here")

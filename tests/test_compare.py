@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vitbench import compare as verb
-from vitbench import judging, matching
 from vitbench.changes import VERDICTS, Change, Comparison, counted, exit_code
 from vitbench.compare import Threshold, compare, load, parse_threshold
 from vitbench.errors import BadInput
 from vitbench.findings import RECORDS
+from vitbench.judging import matching, stored
 from vitbench.records import Table, Within, column
 from vitbench.reports import COMPARISONS
 from vitbench.reports import csv as csv_report
@@ -61,7 +61,7 @@ DONE: dict[str, Any] = {"status": "ok", "note": ""}
 @pytest.fixture(autouse=True)
 def _session_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is expected here was reckoned with this spread, whatever measurements say."""
-    monkeypatch.setattr(judging, "SESSION_SPREAD", 0.03)
+    monkeypatch.setattr(stored, "SESSION_SPREAD", 0.03)
 
 
 def flops(**more: Any) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def test_what_is_no_time_is_told_with_its_place(samples: Any) -> None:
 
 def test_many_tests_put_a_lone_discovery_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the spread of sessions one in forty such p values is no discovery among two hundred that are nothing."""
-    monkeypatch.setattr(judging, "SESSION_SPREAD", 0.0)
+    monkeypatch.setattr(stored, "SESSION_SPREAD", 0.0)
 
     def row(number: int, shift: float) -> dict[str, Any]:
         samples = [[10.0 * shift], [11.0 * shift], [9.0 * shift], [10.5 * shift]]
@@ -471,7 +471,7 @@ class Histogram:
 @pytest.fixture
 def _a_new_record(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     caches = (matching.declared_columns, matching._judged, matching._record)
-    monkeypatch.setattr("vitbench.matching.RECORDS", (*RECORDS, Histogram))
+    monkeypatch.setattr("vitbench.judging.matching.RECORDS", (*RECORDS, Histogram))
     for cache in caches:
         cache.cache_clear()
     yield

@@ -15,7 +15,8 @@ import pytest
 from scipy import stats
 
 import vitbench
-from vitbench import doctor, duel
+from vitbench import doctor
+from vitbench.judging import duel
 
 _HEALTHY = """#!{python}
 print('{{"version": "2.14.0", "capability": "AVX512", "threads": {threads}, "runtime": null, "accelerators": []}}')

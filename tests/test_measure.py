@@ -12,10 +12,11 @@ import psutil
 import pytest
 import torch
 
-from vitbench import measure, timing, worker
+from vitbench import measure
 from vitbench.errors import BadInput, NotSupported, UnknownName
 from vitbench.measure import Ask, Job, jobs
 from vitbench.records import Row, RunSetting
+from vitbench.running import timing, worker
 
 QUICK = timing.Rule(min_time_s=0.02, warmup_s=0.02, looks_from=6)
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vitbench import findings, offline, page
+from vitbench import findings, page
 from vitbench.analyses import ANALYSES
 from vitbench.changes import Change, Comparison
 from vitbench.cli import app
+from vitbench.drawing import offline
 from vitbench.errors import BadInput
 
 COUNTED = {"batch_size": 1, "params_trainable": 1, "flops": 2, "status": "ok", "note": ""}

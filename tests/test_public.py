@@ -21,7 +21,7 @@ def test_importing_vitbench_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "order",
-    [("vitbench", "timm"), ("timm", "vitbench"), ("vitbench", "timm.models"), ("vitbench.classifier", "timm")],
+    [("vitbench", "timm"), ("timm", "vitbench"), ("vitbench", "timm.models"), ("vitbench.parts.classifier", "timm")],
     ids=str,
 )
 def test_timm_knows_the_native_models_in_whatever_order_both_are_imported(order: tuple[str, str]) -> None:

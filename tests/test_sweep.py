@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from vitbench import environment, measure, results, suite, sweep
+from vitbench import measure, results, suite, sweep
 from vitbench.errors import BadInput, CannotWrite
 from vitbench.records import Row, Status
+from vitbench.running import environment
 
 MODELS = ["vit_ti16", "vit_s16", "vit_b16"]
 

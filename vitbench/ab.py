@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitbench import catalog, duel, pairs, sides
+from vitbench import catalog
 from vitbench.changes import Change, Comparison, ranked
 from vitbench.errors import BadInput
 from vitbench.findings import Throughput
-from vitbench.pairs import Estimate
+from vitbench.judging import duel, pairs, sides
+from vitbench.judging.pairs import Estimate
 from vitbench.records import Environment, RunSetting, headings
 from vitbench.units import parse_share, percent
 from vitbench.units import size as size_text

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitbench import attention, build, catalog, device, environment, images, lifetimes, observing, passes
+from vitbench import build, catalog
 from vitbench.analyses import ANALYSES
 from vitbench.analyses.attention_distance import DistanceReader
 from vitbench.analyses.attention_entropy import EntropyReader
@@ -24,9 +24,13 @@ from vitbench.analyses.attention_rollout import RolloutReader
 from vitbench.analyses.cka import Grams
 from vitbench.analyses.feature_maps import ChannelMaps
 from vitbench.analyses.token_similarity import TokenPair
+from vitbench.counters import lifetimes
 from vitbench.errors import BadInput, NotDefined, NotSupported, VitbenchError, one_line
-from vitbench.images import Images, Preprocessing
+from vitbench.inputs import images
+from vitbench.inputs.images import Images, Preprocessing
+from vitbench.inside import attention, observing
 from vitbench.records import AnalysisSetting, Dtype, Row, RunSetting, columns, flatten
+from vitbench.running import device, environment, passes
 from vitbench.units import size
 
 OF_WEIGHTS = ("embedding-filters", "posemb-similarity", "position-bias")

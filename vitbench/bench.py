@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitbench import catalog, environment, published, worker
+from vitbench import catalog, published
 from vitbench.errors import BadInput, VitbenchError, one_line
 from vitbench.findings import CrossCount
 from vitbench.records import Row, Setting, Status
+from vitbench.running import environment, worker
 from vitbench.units import size as size_text
 
 if TYPE_CHECKING:

@@ -15,13 +15,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from vitbench import ab, compare, duel, environment, judging, matching, results, sides, sweep
+from vitbench import ab, compare, results, sweep
 from vitbench.changes import Change, Comparison, ranked
 from vitbench.errors import BadInput
 from vitbench.findings import Throughput
+from vitbench.judging import duel, matching, sides, stored
 from vitbench.measure import AUTO, KINDS, Job
 from vitbench.records import EXACT, RunSetting, columns, headings
 from vitbench.results import Line
+from vitbench.running import environment
 from vitbench.suite import Suite
 from vitbench.sweep import Item
 from vitbench.units import size as size_text
@@ -398,7 +400,7 @@ def _same(column: matching.Column, old: Line, row: Line) -> bool:
     values = column.read(old, column.name), column.read(row, column.name)
     if None in values:
         return False
-    judgement = judging.settled(*values, better=column.better, within=column.declared(old))
+    judgement = stored.settled(*values, better=column.better, within=column.declared(old))
     return judgement.verdict == "unchanged"
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vitbench import judging, matching, results
+from vitbench import results
 from vitbench.changes import Change, Comparison, PartChange, Verdict, ranked
 from vitbench.errors import BadInput, NoRows
 from vitbench.findings import MaxBatch, Measured, Part
-from vitbench.matching import Column, Entry
+from vitbench.judging import matching, stored
+from vitbench.judging.matching import Column, Entry
 from vitbench.records import EXACT, AnalysisSetting, Environment, Machine, Within, headings
 from vitbench.results import Line
 from vitbench.units import parse_share
@@ -175,7 +176,7 @@ def compare(
     if tested:
         notes.append(
             f"{tested} {'time was' if tested == 1 else 'times were'} tested; the false discovery rate is held at "
-            f"{judging.FALSE_DISCOVERIES:.0%} (Benjamini-Hochberg)."
+            f"{stored.FALSE_DISCOVERIES:.0%} (Benjamini-Hochberg)."
         )
     if all(change.verdict in ("missing", "new") for change in changes):
         notes.append(
@@ -274,7 +275,7 @@ class _Judge:
         """Gives a change of a column about which nothing is said yet."""
         declared = column.declared(line or {})
         asked = self._threshold(column.name, after.setting["model"])
-        own = judging.STORED_THRESHOLD if column.timed else declared.relative
+        own = stored.STORED_THRESHOLD if column.timed else declared.relative
         of_setting = column.of == AnalysisSetting.__name__
         return Change(
             setting=after.setting if of_setting else after.shown(beside=before),
@@ -298,7 +299,7 @@ class _Judge:
         asked = self._threshold(column.name, after.setting["model"])
         within = declared if asked is None else Within(relative=asked)
         rounded = any(isinstance(line[column.name], str) for line in lines)
-        judgement = judging.settled(
+        judgement = stored.settled(
             change.before,
             change.after,
             better=column.better,
@@ -327,7 +328,7 @@ class _Judge:
 
     def _timed(self, change: Change, column: Column, before: Entry, after: Entry) -> Change:
         lines = _both(before, after, column.name)
-        change = replace(change, ratio=judging.ratio(change.before, change.after))
+        change = replace(change, ratio=stored.ratio(change.before, change.after))
         machines = _differing(
             lines, _MACHINE_OF_TIMES, needed=_NEEDED if _on_cpu(lines[0]) else (*_NEEDED, "device_name")
         )
@@ -339,7 +340,7 @@ class _Judge:
             note = f"{lack} has no samples: measure with --repeats 5, into .json"
             return replace(change, verdict="inconclusive", note=note)
         return _judged_as(
-            change, judging.timed(samples[0], samples[1], better=column.better, threshold=change.threshold)
+            change, stored.timed(samples[0], samples[1], better=column.better, threshold=change.threshold)
         )
 
     def _parts(self, before: Entry, after: Entry) -> Iterator[Change]:
@@ -354,7 +355,7 @@ class _Judge:
                     yield replace(change, verdict="missing" if counts[0] else "new")
                 continue
             sums = sum(counts[0].values()), sum(counts[1].values())
-            judgement = judging.settled(*sums, better=column.better, within=Within(relative=change.threshold))
+            judgement = stored.settled(*sums, better=column.better, within=Within(relative=change.threshold))
             change = replace(_judged_as(change, judgement), before=sums[0], after=sums[1])
             parts = _part_changes(column.name, *counts)
             if parts and sums[0] == sums[1]:
@@ -362,7 +363,7 @@ class _Judge:
             yield replace(change, parts=parts)
 
 
-def _judged_as(change: Change, judgement: judging.Judgement) -> Change:
+def _judged_as(change: Change, judgement: stored.Judgement) -> Change:
     return replace(change, **{item.name: getattr(judgement, item.name) for item in fields(judgement)})
 
 
@@ -426,7 +427,7 @@ def _part_changes(column: str, before: Mapping[str, float], after: Mapping[str, 
 def _held(changes: Sequence[Change]) -> tuple[list[Change], int]:
     """Gives the changes with those verdicts on times in doubt that many tests make likely by chance, and the number of tests."""
     tested = [place for place, change in enumerate(changes) if change.p_value is not None]
-    held = dict(zip(tested, judging.survivors([changes[place].p_value or 0.0 for place in tested]), strict=True))
+    held = dict(zip(tested, stored.survivors([changes[place].p_value or 0.0 for place in tested]), strict=True))
     result = [
         replace(change, verdict="suspect", note=f"among {len(tested)} tests such a change comes about by chance")
         if not held.get(place, True) and change.verdict in ("regressed", "improved")

@@ -24,8 +24,9 @@ import pynvml
 from scipy import stats
 
 import vitbench
-from vitbench import duel, environment, pairs
+from vitbench.judging import duel, pairs
 from vitbench.records import column
+from vitbench.running import environment
 from vitbench.units import memory, printable
 
 NOISE_MODEL = "vit_ti16"

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import torch
 
-from vitbench import bench, device, environment, timing, worker
+from vitbench import bench
 from vitbench.errors import BadInput, NotSupported, UnknownName, VitbenchError, one_line
 from vitbench.findings import Agreement, Beside, Fingerprint, MaxBatch, Measured, Predicted, Roofline, Throughput
 from vitbench.metrics import fingerprint, flops, max_batch, memory, roofline, throughput
 from vitbench.records import Dtype, Machine, Mode, Row, RunSetting, Status, flatten
+from vitbench.running import device, environment, timing, worker
 from vitbench.units import memory as memory_text
 from vitbench.units import size as size_text
 

@@ -16,9 +16,10 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 import vitbench
-from vitbench import offline, pareto, results, rows
+from vitbench import results
 from vitbench.analyses import ANALYSES
 from vitbench.changes import Comparison
+from vitbench.drawing import offline, pareto, rows
 from vitbench.errors import BadInput
 from vitbench.findings import RECORDS
 from vitbench.records import AnalysisSetting, Environment, Machine, RunSetting

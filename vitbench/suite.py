@@ -27,12 +27,14 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench import ab, bench, compare, duel, timing
+from vitbench import ab, bench, compare
 from vitbench.changes import Change
 from vitbench.errors import BadInput, NotSupported, UnknownName
+from vitbench.judging import duel
 from vitbench.measure import AUTO, Ask
 from vitbench.metrics import METRICS
 from vitbench.records import Dtype, Mode
+from vitbench.running import timing
 from vitbench.suites import SHIPPED
 from vitbench.units import parse_memory, parse_share
 

@@ -18,12 +18,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from filelock import FileLock, Timeout
 
-from vitbench import device, environment, measure, results, worker
+from vitbench import measure, results
 from vitbench.errors import BadInput, CannotWrite, NotSupported, UnknownName, one_line
 from vitbench.measure import KINDS, Job
 from vitbench.metrics import METRICS
 from vitbench.records import Dtype, Environment, Machine, Row, RunSetting, Table, columns, flatten, headings
 from vitbench.reports import csv
+from vitbench.running import device, environment, worker
 from vitbench.suite import Suite
 
 LINES = "results.jsonl"

@@ -37,15 +37,15 @@ from tests.tokens import (
     windows,
     zeroed,
 )
-from vitbench import attention, attention_sites
 from vitbench.analyses import attention_distance
 from vitbench.analyses.attention_distance import Mode, analyze
 from vitbench.build import create_model
+from vitbench.drawing.pictures import rendered
 from vitbench.errors import BadInput
 from vitbench.findings import HeadDistance
-from vitbench.geometry import Geometry, raster
+from vitbench.inside import attention, attention_sites
+from vitbench.inside.geometry import Geometry, raster
 from vitbench.models import coatnet, t2t_vit
-from vitbench.pictures import rendered
 
 ON_THE_TAP = 1e-4  # pixels
 THROUGH_A_MODEL = 1e-3

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from vitbench import build
 from vitbench.analyses.attention_entropy import AttentionEntropy, analyze, draw, table
+from vitbench.drawing.pictures import rendered
 from vitbench.errors import BadInput, NotDefined
-from vitbench.pictures import rendered
 
 
 class _Planted(Attention):

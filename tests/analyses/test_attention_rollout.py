@@ -18,9 +18,9 @@ from torch.nn import functional
 from vitbench import build
 from vitbench.analyses import attention_rollout
 from vitbench.analyses.attention_rollout import AttentionRollout, analyze, draw, table
+from vitbench.drawing.pictures import rendered
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import RolloutMap
-from vitbench.pictures import rendered
 
 
 class _Planted(Attention):

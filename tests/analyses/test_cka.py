@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitbench import build, pictures
+from vitbench import build
 from vitbench.analyses import cka
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import Similarity
 

@@ -12,10 +12,11 @@ import torch
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
-from vitbench import catalog, pictures
+from vitbench import catalog
 from vitbench.analyses import embedding_filters
 from vitbench.analyses.embedding_filters import EmbeddingFilters, analyze, principal_components
 from vitbench.build import create_model
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, NotDefined
 from vitbench.reports import console, csv
 

@@ -10,10 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitbench import build, observing, pictures
+from vitbench import build
 from vitbench.analyses import feature_maps
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import FeatureMap
+from vitbench.inside import observing
 
 
 def images(*shape: int) -> Tensor:

@@ -11,10 +11,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitbench import catalog, pictures
+from vitbench import catalog
 from vitbench.analyses import position_bias
 from vitbench.analyses.position_bias import PositionBias, analyze, by_offset, mean_distance
 from vitbench.build import create_model
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import HeadBias
 from vitbench.reports import console

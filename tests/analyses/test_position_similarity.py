@@ -15,10 +15,11 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vitbench import catalog, pictures
+from vitbench import catalog
 from vitbench.analyses import position_similarity
 from vitbench.analyses.position_similarity import PositionSimilarity, analyze, resampled, similarity
 from vitbench.build import create_model
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, NotDefined
 from vitbench.reports import console
 

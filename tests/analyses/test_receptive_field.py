@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitbench import build, pictures
+from vitbench import build
 from vitbench.analyses import receptive_field
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import Field
 

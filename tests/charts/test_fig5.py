@@ -9,8 +9,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vitbench import pictures
 from vitbench.charts import fig5
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from vitbench import pictures
 from vitbench.charts import latency
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput
 
 

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vitbench import pictures
 from vitbench.charts import memory
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput
 
 GIB = 2**30

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from vitbench.charts import roofline
+from vitbench.drawing.pictures import rendered
 from vitbench.errors import BadInput
-from vitbench.pictures import rendered
 
 
 def row(model: str, intensity: float, gflops_per_s: float, **others: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from vitbench import pictures
 from vitbench.charts import tradeoff
+from vitbench.drawing import pictures
 from vitbench.errors import BadInput, UnknownName
 from vitbench.reports import console
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from vitbench.cli import app
 from vitbench.cli.ab import said
-from vitbench.duel import Progress
-from vitbench.pairs import Estimate
+from vitbench.judging.duel import Progress
+from vitbench.judging.pairs import Estimate
 
 SLEEPING = """
 import time
@@ -68,7 +68,7 @@ def test_the_near_end_imports_no_torch() -> None:
         "from vitbench.cli import app\n"
         "try: app(['ab', 'vit_b16', '--b', 'git:no-such-revision'])\n"
         "except SystemExit: pass\n"
-        "assert 'vitbench.sides' in sys.modules\n"
+        "assert 'vitbench.judging.sides' in sys.modules\n"
         "assert not {'torch', 'timm'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

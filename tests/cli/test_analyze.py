@@ -26,12 +26,15 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tests import clips, tiny
-from vitbench import analyze, build, device, images, pictures, results
+from vitbench import analyze, build, results
 from vitbench.analyses import ANALYSES
 from vitbench.cli import analyze as commands
 from vitbench.cli import app
+from vitbench.drawing import pictures
 from vitbench.errors import CannotWrite
+from vitbench.inputs import images
 from vitbench.records import AnalysisSetting, columns
+from vitbench.running import device
 from vitbench.units import size
 
 PICTURES = 5

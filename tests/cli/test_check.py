@@ -18,10 +18,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from typer.testing import CliRunner
 
-from vitbench import ab, check, environment, findings, measure, worker
+from vitbench import ab, check, findings, measure
 from vitbench.changes import Change, Comparison
 from vitbench.cli import app
 from vitbench.records import Row
+from vitbench.running import environment, worker
 
 SUITE = """
 title = "t"

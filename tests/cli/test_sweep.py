@@ -16,9 +16,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from vitbench import environment, measure, worker
+from vitbench import measure
 from vitbench.cli import app
 from vitbench.records import Row
+from vitbench.running import environment, worker
 
 NET = """
 from torch import nn

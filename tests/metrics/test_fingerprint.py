@@ -13,10 +13,11 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 
 from tests import tiny
-from vitbench import device, findings
+from vitbench import findings
 from vitbench.errors import NotSupported
 from vitbench.metrics import fingerprint
 from vitbench.records import Dtype, RunSetting
+from vitbench.running import device
 
 SETTING = RunSetting(model="tests.tiny:vit", input_shape=(3, 32, 32), batch_size=2)
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 
 import vitbench
-from vitbench import counting, device, timing
+from vitbench.counters import counting
 from vitbench.errors import NotSupported
 from vitbench.metrics import roofline
 from vitbench.records import RunSetting
+from vitbench.running import device, timing
 
 QUICK = timing.Rule(warmup_s=0.0, warmup_runs=0, least_runs=6, min_time_s=0.0)
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 from torch import Tensor, nn
 
-from vitbench import timing
 from vitbench.findings import Throughput
 from vitbench.metrics import throughput
 from vitbench.metrics.throughput import WARNINGS, Run, summarise
 from vitbench.records import Mode, RunSetting, headings
+from vitbench.running import timing
 
 SETTING = RunSetting(model="m", input_shape=(3, 2, 2), batch_size=8)
 

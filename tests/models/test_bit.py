@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitbench import models
-from vitbench.counting import tally, total
+from vitbench.counters.counting import tally, total
 
 models.register()
 

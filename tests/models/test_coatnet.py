@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from vitbench import build, create_model
-from vitbench.counting import tally, total
+from vitbench.counters.counting import tally, total
 from vitbench.models.coatnet import CoAtNet, Place, Stage, checkpoint_filter_fn, convolution, transformer
 
 # Parameters that timm's models of the same widths and depths have, counted with timm 1.0.31: strides and poolings have none.

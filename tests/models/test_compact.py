@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitbench import models
-from vitbench.counting import tally, total
+from vitbench.counters.counting import tally, total
 from vitbench.models.compact import CompactTransformer, ConvTokenizer, SequencePool, checkpoint_filter_fn
 
 models.register()

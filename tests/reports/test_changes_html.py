@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vitbench import offline
 from vitbench.changes import Change, Comparison, PartChange, ranked
+from vitbench.drawing import offline
 from vitbench.reports import changes_html
 
 

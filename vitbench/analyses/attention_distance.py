@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from vitbench import observing
-from vitbench.attention import Block, Call, Reader, Tap
+from vitbench.drawing.pictures import COLORS, GREY, calm, dots_by_head, plain, wrapped
 from vitbench.errors import BadInput
 from vitbench.findings import HeadDistance
-from vitbench.pictures import COLORS, GREY, calm, dots_by_head, plain, wrapped
+from vitbench.inside import observing
+from vitbench.inside.attention import Block, Call, Reader, Tap
+from vitbench.inside.tallies import Tally, left_out_notes
 from vitbench.records import Column, Table
-from vitbench.tallies import Tally, left_out_notes
 
 Mode = Literal["paper", "renorm"]
 MODES: tuple[Mode, ...] = ("paper", "renorm")

@@ -15,13 +15,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vitbench import observing
-from vitbench.attention import Block, Call, Reader, Tap
+from vitbench.drawing.pictures import GREY, calm, dots_by_head, plain, wrapped
 from vitbench.errors import BadInput
 from vitbench.findings import HeadEntropy
-from vitbench.pictures import GREY, calm, dots_by_head, plain, wrapped
+from vitbench.inside import observing
+from vitbench.inside.attention import Block, Call, Reader, Tap
+from vitbench.inside.tallies import Tally, left_out_notes
 from vitbench.records import Column, Table
-from vitbench.tallies import Tally, left_out_notes
 
 # The least that float32 holds with all its digits: log of it is finite, and 0 x log of it is 0.
 _TINY = torch.finfo(torch.float32).tiny

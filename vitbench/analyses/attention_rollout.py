@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from vitbench import observing
-from vitbench.attention import Block, Call, Reader, Tap
+from vitbench.drawing.pictures import bare, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import RolloutMap
-from vitbench.geometry import Chain, Geometry
-from vitbench.pictures import bare, plain, wrapped
+from vitbench.inside import observing
+from vitbench.inside.attention import Block, Call, Reader, Tap
+from vitbench.inside.geometry import Chain, Geometry
+from vitbench.inside.tallies import left_out_notes
 from vitbench.records import Column, Table
-from vitbench.tallies import left_out_notes
 
 Picture = np.ndarray[Any, Any]
 """(H, W, 3), uint8; of a clip (T, H, W, 3)."""

@@ -22,10 +22,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from vitbench import layers, observing
+from vitbench.drawing.pictures import GREY, SMALL, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import Similarity
-from vitbench.pictures import GREY, SMALL, plain, wrapped
+from vitbench.inside import layers, observing
 from vitbench.records import Column, Table
 
 FEWEST_IMAGES = 4

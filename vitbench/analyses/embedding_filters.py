@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitbench.drawing.pictures import GREY, SMALL, bare, mosaic, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import FilterTile
-from vitbench.observing import judged
-from vitbench.pictures import GREY, SMALL, bare, mosaic, plain, wrapped
+from vitbench.inside.observing import judged
 from vitbench.records import Column, Table, columns
 from vitbench.units import size
 

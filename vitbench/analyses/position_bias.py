@@ -30,10 +30,10 @@ from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 from torch import Tensor, nn
 
+from vitbench.drawing.pictures import COLORS, GREY, SMALL, mosaic, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import HeadBias
-from vitbench.observing import judged
-from vitbench.pictures import COLORS, GREY, SMALL, mosaic, plain, wrapped
+from vitbench.inside.observing import judged
 from vitbench.records import Column, Table
 
 Scope = Literal["window", "grid", "map"]

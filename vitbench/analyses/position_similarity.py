@@ -24,9 +24,9 @@ from matplotlib.image import AxesImage
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitbench.drawing.pictures import GREY, SMALL, mosaic, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import PositionTile
-from vitbench.pictures import GREY, SMALL, mosaic, plain, wrapped
 from vitbench.records import Column, Table
 from vitbench.units import size
 

@@ -26,10 +26,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vitbench import layers, observing
+from vitbench.drawing.pictures import GREY, SMALL, bare, plain
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import Field
-from vitbench.pictures import GREY, SMALL, bare, plain
+from vitbench.inside import layers, observing
 from vitbench.records import Column, Table
 
 Variant = Literal["raghu", "replknet"]

@@ -19,10 +19,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench import layers, observing
+from vitbench.drawing.pictures import COLORS, SMALL, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
 from vitbench.findings import TokenCosine
-from vitbench.pictures import COLORS, SMALL, plain, wrapped
+from vitbench.inside import layers, observing
 from vitbench.records import Column, Table
 
 LEARNED = "learned tokens"

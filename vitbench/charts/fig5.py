@@ -21,12 +21,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vitbench import catalog, labels, published, results
-from vitbench.axes import Scale, canvas, cut, legend, scale_of, set_scale, styles
+from vitbench import catalog, published, results
+from vitbench.drawing import labels
+from vitbench.drawing.axes import Scale, canvas, cut, legend, scale_of, set_scale, styles
+from vitbench.drawing.labels import Dot
+from vitbench.drawing.pictures import plain
+from vitbench.drawing.rows import counted, model_of, with_result
 from vitbench.errors import BadInput
-from vitbench.labels import Dot
-from vitbench.pictures import plain
-from vitbench.rows import counted, model_of, with_result
 
 _PANEL_WIDTH_IN = 4.8
 _HEIGHT_IN = 4.2

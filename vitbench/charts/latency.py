@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vitbench import results
-from vitbench.axes import canvas, cut, legend, names_down, scale_of, set_scale
+from vitbench.drawing.axes import canvas, cut, legend, names_down, scale_of, set_scale
+from vitbench.drawing.pictures import COLORS, GREY
+from vitbench.drawing.rows import counted, labels, shared, with_result
 from vitbench.errors import BadInput
-from vitbench.pictures import COLORS, GREY
-from vitbench.rows import counted, labels, shared, with_result
 
 _MOST_ROWS = 400
 _WIDTH_IN = 5.4

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from vitbench import labels, results, rows
-from vitbench.axes import Scale, canvas, caption, fill, height_in, legend, set_scale
+from vitbench import results
+from vitbench.drawing import labels, rows
+from vitbench.drawing.axes import Scale, canvas, caption, fill, height_in, legend, set_scale
+from vitbench.drawing.labels import Dot
+from vitbench.drawing.pictures import COLORS, GREY, plain
 from vitbench.errors import BadInput
-from vitbench.labels import Dot
-from vitbench.pictures import COLORS, GREY, plain
 from vitbench.units import count, milliseconds
 
 _WIDTH_IN = 7.0

@@ -19,10 +19,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from vitbench import catalog, results
-from vitbench.axes import MARKERS, canvas, caption, height_in, legend, ticks
+from vitbench.drawing.axes import MARKERS, canvas, caption, height_in, legend, ticks
+from vitbench.drawing.pictures import COLORS, GREY, SMALL, plain, wrapped
+from vitbench.drawing.rows import CONDITIONS, counted, with_result
 from vitbench.errors import BadInput
-from vitbench.pictures import COLORS, GREY, SMALL, plain, wrapped
-from vitbench.rows import CONDITIONS, counted, with_result
 from vitbench.units import size
 
 _FILLS = ("full", "none", "left")

@@ -18,15 +18,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from vitbench import labels, pareto, results
-from vitbench.axes import Scale, canvas, caption, fill, height_in, legend, log_steps, scale_of, set_scale, styles
+from vitbench import results
+from vitbench.drawing import labels, pareto
+from vitbench.drawing.axes import (
+    Scale,
+    canvas,
+    caption,
+    fill,
+    height_in,
+    legend,
+    log_steps,
+    scale_of,
+    set_scale,
+    styles,
+)
+from vitbench.drawing.labels import Dot
+from vitbench.drawing.pictures import GREY, plain
+from vitbench.drawing.rows import PER_INPUT, check_columns, completed, counted, inputs, model_of, shared, with_result
+from vitbench.drawing.rows import labels as labels_of
 from vitbench.errors import BadInput
-from vitbench.labels import Dot
-from vitbench.pictures import GREY, plain
 from vitbench.published import Figure as Published
 from vitbench.records import Column, Table
-from vitbench.rows import PER_INPUT, check_columns, completed, counted, inputs, model_of, shared, with_result
-from vitbench.rows import labels as labels_of
 from vitbench.units import quantity
 
 _WIDTH_IN = 7.0

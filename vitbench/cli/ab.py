@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vitbench import environment, results, units
+from vitbench import results, units
 from vitbench.cli.compare import (
     ComparisonFormatOption,
     ComparisonOutputOption,
@@ -40,10 +40,11 @@ from vitbench.cli.options import (
     parse_size,
     status,
 )
+from vitbench.running import environment
 
 if TYPE_CHECKING:
     from vitbench.ab import Tell
-    from vitbench.duel import Progress
+    from vitbench.judging.duel import Progress
 
 
 _SPEC = (
@@ -89,8 +90,8 @@ def ab(
     and the base against itself, before it is called one. Exits with 1 where b is slower by more than the threshold.
     """
     from vitbench import ab as verb
-    from vitbench import sides
-    from vitbench.duel import Rule
+    from vitbench.judging import sides
+    from vitbench.judging.duel import Rule
 
     if output is not None:
         results.check_writable(output)

@@ -31,7 +31,7 @@ from vitbench.reports import REPORTS
 
 if TYPE_CHECKING:
     from vitbench.analyze import Ask, Outcome, Subject
-    from vitbench.images import Batch, Images
+    from vitbench.inputs.images import Batch, Images
 
 _LONGEST_STEM = 120
 
@@ -484,7 +484,8 @@ class _Asked:
         Raises:
             BadInput: there are none, or they are not what the model takes.
         """
-        from vitbench import analyze, images
+        from vitbench import analyze
+        from vitbench.inputs import images
 
         clips = subject.takes_clips
         if clips and not self.video:
@@ -541,7 +542,7 @@ class _Findings:
         Raises:
             CannotWrite: a file cannot be written; the tables are printed, so that the numbers are not lost.
         """
-        from vitbench.pictures import rendered
+        from vitbench.drawing.pictures import rendered
 
         files: dict[str, list[Path]] = {}
         try:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitbench import environment, github, results
+from vitbench import results
 from vitbench.changes import counted, exit_code
 from vitbench.cli.ab import drawn
 from vitbench.cli.compare import AllowMissingOption, StrictOption
 from vitbench.cli.options import SOME_FAILED, deliver, progress, status
 from vitbench.cli.sweep import complete_suite
 from vitbench.errors import CannotWrite
+from vitbench.judging import github
 from vitbench.records import Table
 from vitbench.reports import COMPARISONS, json
+from vitbench.running import environment
 
 if TYPE_CHECKING:
     from vitbench.changes import Comparison
@@ -64,7 +66,7 @@ def check(
     """
     from vitbench import check as verb
     from vitbench import suite as suites
-    from vitbench import worker
+    from vitbench.running import worker
 
     asked = suites.read(suite)
     worker.start()

@@ -238,8 +238,9 @@ def verify(
     MACs may differ by 1 %, parameters by 0.6 %, or by the rounding of the printed figure where that is more. A figure that
     leaves attention out is not compared in MACs; one that counts two for each MAC is halved first.
     """
-    from vitbench import bench, environment
+    from vitbench import bench
     from vitbench import verify as verb
+    from vitbench.running import environment
 
     if output is not None:
         results.check_writable(output)

@@ -44,9 +44,9 @@ def doctor(
 
 def _noise(budget: str) -> tuple[list[Fact], str]:
     from vitbench import doctor as verb
-    from vitbench import sides
     from vitbench.ab import parse_budget
-    from vitbench.duel import Progress, WorkerFailed
+    from vitbench.judging import sides
+    from vitbench.judging.duel import Progress, WorkerFailed
 
     def tell(progress: Progress) -> None:
         status(f"{verb.NOISE_MODEL} with itself: round {progress.rounds}, {progress.spent_s:.0f} s.")

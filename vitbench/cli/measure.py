@@ -421,7 +421,7 @@ class _Wanted:
         """Gives what the verb is to do."""
         from vitbench import bench
         from vitbench.measure import Ask
-        from vitbench.timing import Rule
+        from vitbench.running.timing import Rule
 
         return Ask(
             models=bench.named(*self.models),
@@ -454,7 +454,8 @@ def _run(
     output: Path | None,
 ) -> None:
     """Measures and shows; what is measured is in the output file as soon as it is known."""
-    from vitbench import measure, worker
+    from vitbench import measure
+    from vitbench.running import worker
 
     if output is not None:
         results.check_writable(output)

@@ -59,7 +59,7 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a chart of one or more result files."""
-    from vitbench.pictures import TIMELESS, any_sign, rendered
+    from vitbench.drawing.pictures import TIMELESS, any_sign, rendered
 
     ending = output.suffix.lower()
     if ending not in TIMELESS:

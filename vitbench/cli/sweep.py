@@ -60,9 +60,9 @@ def sweep(
     The folder gets results.csv, results.jsonl (with all samples) and a copy of the suite. A sweep that was interrupted or killed
     goes on with --resume, and has lost no row but the one in progress.
     """
-    from vitbench import environment, worker
     from vitbench import suite as suites
     from vitbench import sweep as verb
+    from vitbench.running import environment, worker
 
     asked = suites.read(suite)
     worker.start()

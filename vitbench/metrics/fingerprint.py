@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from vitbench import passes
 from vitbench.errors import NotSupported
 from vitbench.findings import Fingerprint
 from vitbench.records import RunSetting
+from vitbench.running import passes
 
 _SEED = 0
 _NUMBERS = 16

@@ -12,7 +12,8 @@ from typing import Literal
 
 from torch import nn
 
-from vitbench import counting, findings
+from vitbench import findings
+from vitbench.counters import counting
 from vitbench.findings import Part
 
 FLOPS_PER_MAC = 2
@@ -99,7 +100,7 @@ def count_flops_with_fvcore(model: nn.Module, input_shape: Sequence[int], *, bat
     fvcore has no account of what it leaves out by elements, and of activations only one that a fused attention hides, so
     these are None, and so are calls and modules. Arguments and errors are as in `count_flops`.
     """
-    from vitbench import tracing
+    from vitbench.counters import tracing
 
     traced = tracing.trace(model, input_shape, batch_size)
     params = list(model.parameters())

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from vitbench import lifetimes, passes
-from vitbench.device import out_of_memory
+from vitbench.counters import lifetimes
+from vitbench.counters.lifetimes import Peak
 from vitbench.errors import NotSupported
 from vitbench.findings import MaxBatch
-from vitbench.lifetimes import Peak
 from vitbench.records import RunSetting
+from vitbench.running import passes
+from vitbench.running.device import out_of_memory
 
 Method = Literal["predicted", "measured"]
 

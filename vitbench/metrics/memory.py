@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from vitbench import lifetimes, passes
+from vitbench.counters import lifetimes
 from vitbench.errors import NotSupported
 from vitbench.findings import Agreement, Measured, Predicted
 from vitbench.records import RunSetting
+from vitbench.running import passes
 
 CPU = torch.device("cpu")
 _PRODUCT = 2048  # rows and columns: from 1024 to here MKL's buffers still grew for vit_s16 at batch 8

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from vitbench import counting, kernels, passes, peaks, statistics, timing
+from vitbench.counters import counting, kernels
 from vitbench.errors import NotSupported
 from vitbench.findings import Roofline
 from vitbench.records import RunSetting
+from vitbench.running import passes, peaks, statistics, timing
 
 _BLOCK_DEPTH = 2
 _MOST_RUNS = 100

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vitbench import device, passes, peaks, statistics, timing
-from vitbench.environment import cores
 from vitbench.findings import Throughput
 from vitbench.records import RunSetting
+from vitbench.running import device, passes, peaks, statistics, timing
+from vitbench.running.environment import cores
 
 # A training step is three forward passes' worth of FLOPs: the backward pass makes two products for each, and what
 # checkpointing computes again is not counted. Source: PaLM (arXiv 2204.02311), appendix B.

@@ -26,7 +26,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.blocks import Blocks, Recomputing
+from vitbench.parts.blocks import Blocks, Recomputing
 
 # Equation 5: the stride is in the 1x1 expansion. The pooling of the identity branch is that of Transformer blocks, by maxima.
 _MBCONV = MaxxVitConvCfg(stride_mode="1x1", pool_type="max2", expand_ratio=4, attn_ratio=0.25)

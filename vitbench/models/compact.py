@@ -26,7 +26,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.blocks import Blocks, Recomputing
+from vitbench.parts.blocks import Blocks, Recomputing
 
 # Training regularisation that the official constructors set; their other dropouts are 0.
 _ATTENTION_DROPOUT = 0.1

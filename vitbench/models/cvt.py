@@ -24,7 +24,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.blocks import Recomputing
+from vitbench.parts.blocks import Recomputing
 
 
 class ConvEmbed(nn.Module):

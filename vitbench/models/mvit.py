@@ -26,7 +26,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.classifier import Classifier, resampled_square
+from vitbench.parts.classifier import Classifier, resampled_square
 from vitbench.units import size
 
 Grid = tuple[int, int, int]

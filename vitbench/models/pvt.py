@@ -24,7 +24,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.blocks import Recomputing
+from vitbench.parts.blocks import Recomputing
 
 # The official code sets this for the norms of blocks and for the last one, and leaves torch's 1e-5 to the others.
 _BlockNorm = partial(nn.LayerNorm, eps=1e-6)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitbench import checkpoints
-from vitbench.blocks import Blocks, Recomputing
+from vitbench.parts.blocks import Blocks, Recomputing
 
 # Kernel, stride and padding of the three soft splits. Source: section 3.3; a stride is a patch less its overlap.
 _SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))

@@ -27,8 +27,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitbench.blocks import Blocks
-from vitbench.classifier import Classifier
+from vitbench.parts.blocks import Blocks
+from vitbench.parts.classifier import Classifier
 from vitbench.units import size
 
 Grid = tuple[int, int, int]

@@ -12,8 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vitbench import terminal, units, wording
+from vitbench import units
 from vitbench.changes import Change, Comparison
+from vitbench.drawing import terminal
+from vitbench.judging import wording
 from vitbench.markup import one_line
 
 _STYLES = {

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import vitbench
-from vitbench import offline, wording
 from vitbench.changes import VERDICTS, Change, Comparison
+from vitbench.drawing import offline
+from vitbench.judging import wording
 from vitbench.records import AnalysisSetting, RunSetting, headings
 from vitbench.units import percent
 

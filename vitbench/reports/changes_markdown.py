@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vitbench import wording
 from vitbench.changes import Change, Comparison
+from vitbench.judging import wording
 from vitbench.markup import fenced, markdown, one_line, shortened
 
 MARKER = "<!-- vitbench -->"

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vitbench import terminal
+from vitbench.drawing import terminal
 from vitbench.records import Table
 from vitbench.units import printable
 

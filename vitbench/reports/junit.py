@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from xml.etree import ElementTree as ET
 
-from vitbench import wording
 from vitbench.changes import DIFFERENCES, Change, Comparison, Verdict
+from vitbench.judging import wording
 from vitbench.markup import xml
 
 

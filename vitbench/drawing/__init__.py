@@ -1,0 +1,1 @@
+"""Instruments that charts, pictures and pages share."""

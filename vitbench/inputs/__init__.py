@@ -1,0 +1,1 @@
+"""Instruments that make batches of photographs and videos."""

@@ -1,0 +1,1 @@
+"""Instruments that look inside a model as it runs: its attention, its layers, and where their tokens lie."""

@@ -1,0 +1,1 @@
+"""Instruments that compare: stored results, two sides in one run, and the words for what is found."""

@@ -1,0 +1,1 @@
+"""What native models share besides timm's layers."""
