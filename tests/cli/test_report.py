@@ -150,3 +150,20 @@ def test_an_option_that_a_chart_does_not_take_is_refused(chart: str, option: str
     assert done.exit_code == 2
     assert f"The chart {chart} takes no {option}: leave it out." in done.stderr
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_baseline_in_the_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
+    """At first its own rows stood on both sides, so that what the other file lacks was unchanged."""
+    row = {"model": "vit_l16", "input_shape": (3, 224, 224), "status": "ok"}
+    for name, rows in {
+        "base": [row | {"macs": 100}, row | {"model": "vit_s16", "macs": 10}],
+        "head": [row | {"macs": 110}],
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json_report.render(Table(rows=rows, columns=())))
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(
+        app, ["report", str(tmp_path), "--baseline", str(tmp_path / "base.json"), "-o", str(page)]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "1 regressed from" in page.read_text()
+    assert "1 missing" in page.read_text()

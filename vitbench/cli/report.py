@@ -112,7 +112,10 @@ def report(
     if baseline is not None:
         from vitbench import compare
 
-        head = [row for of_file in found.files.values() for row in of_file]
+        # A folder may hold the baseline too, which is not to be compared with itself.
+        aside = {file.resolve() for file in results.found(baseline)}
+        files = {file: rows for file, rows in found.files.items() if file in paths or file.resolve() not in aside}
+        head = [row for of_file in files.values() for row in of_file]
         head_name = ", ".join(map(str, paths))
         notes: list[str] = []
         base = compare.load(baseline, notes)
