@@ -15,7 +15,7 @@ from vitbench.results import Line
 from vitbench.running import environment
 
 ROOT = Path(__file__).parent.parent
-BASELINE = {row["model"]: row for row in compare.load(ROOT / "results" / "baseline.json")}
+BASELINE = {row["model"]: row for row in results.load(ROOT / "results" / "baseline.json")}
 COUNTED, TIMED = check.plan(suite.read(str(ROOT / "results" / "regress.toml")))
 ITEMS = {item.job.setting.model: item for item in COUNTED}
 

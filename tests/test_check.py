@@ -208,24 +208,40 @@ def test_a_baseline_that_is_not_there_or_damaged_is_said(
     baseline = tmp_path / "baseline.json"
     if content is not None:
         baseline.write_text(content)
+    # Before anything is measured.
     with pytest.raises(BadInput, match=sentence):
-        checked(read(tmp_path, RUN), baseline).comparison()
+        check.Check(read(tmp_path, RUN), baseline=baseline, revision=NOWHERE, today=TODAY)
 
 
-def test_a_baseline_that_a_merge_has_torn_is_made_anew(tmp_path: Path, macs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("torn", "problem"),
+    [
+        (lambda whole: f"<<<<<<< HEAD\n{whole}", "line 1, column 1"),
+        (lambda whole: whole.replace('"macs": 100', '"macs": "many"'), "macs is 'many', not a number"),
+    ],
+)
+def test_a_baseline_that_a_merge_has_torn_is_made_anew(
+    torn: Callable[[str], str], problem: str, tmp_path: Path, macs: dict[str, Any]
+) -> None:
     asked, baseline = read(tmp_path, RUN), tmp_path / "baseline.json"
     checked(asked, baseline, update=True)
     whole = baseline.read_text()
-    baseline.write_text(f"<<<<<<< HEAD\n{whole}")
+    baseline.write_text(torn(whole))
     found = checked(asked, baseline, update=True)
-    assert "line 1, column 1" in found.problem
+    assert problem in found.problem
     assert baseline.read_text() == whole
 
 
 def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
     auto = '[[run]]\nmodels = "vit_ti16"\nbatch_size = "auto"\ndevice = "cpu"\n'
     timm = '[[run]]\ntimm = "vit_tiny_patch16_224"\nmetrics = "throughput"\ndevice = "cpu"\n'
-    for run, sentence in ((auto, "best batch size"), (timm, "give them in models"), (RUN, "Give --baseline")):
+    roofline = '[[run]]\nmodels = "vit_ti16"\nmetrics = ["flops", "roofline"]\ndevice = "cpu"\n'
+    for run, sentence in (
+        (auto, "best batch size"),
+        (timm, "give them in models"),
+        (roofline, "compares no rooflines"),
+        (RUN, "Give --baseline"),
+    ):
         with pytest.raises(BadInput, match=sentence):
             checked(read(tmp_path, run), None)
     with pytest.raises(BadInput, match="times alone"):
@@ -437,9 +453,28 @@ def test_the_same_commit_is_not_timed(tmp_path: Path, contests: type[Contest]) -
     assert contests.asked == []
     assert found.counts == {"unchanged": 2}
     assert exit_code(found) == 0
+    assert found.notes == (f"Nothing was timed: here is {ELSEWHERE.commit[:12]} itself, with no change.",)
+
+
+def test_a_threshold_of_times_that_fits_no_model_is_said(tmp_path: Path, contests: type[Contest]) -> None:
+    asked = read(tmp_path, TIMED + '[[threshold]]\nmetric = "throughput"\nmodels = "swin_*"\nwithin = "5%"\n')
+    assert "The threshold throughput_per_s:swin_*=5% fits no model that is timed." in timed(asked, ELSEWHERE).notes
+
+
+def test_what_is_updated_says_nothing_of_times(tmp_path: Path, macs: dict[str, Any]) -> None:
+    asked = read(tmp_path, RUN + TIMED + expecting(metric='"throughput_per_s"'))
+    found = checked(asked, tmp_path / "baseline.json", update=True, revision=ELSEWHERE).comparison()
+    assert not [note for note in found.notes if "Times" in note or "expected[0]" in note]
 
 
 # git
+
+
+def test_where_git_cannot_tell_there_may_be_changes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up on after some seconds."""
+    asked = environment.git
+    monkeypatch.setattr(environment, "git", lambda *words: None if "status" in words else asked(*words))
+    assert not check.merge_base("HEAD", repository).here
 
 
 def git(folder: Path, *arguments: str) -> str:

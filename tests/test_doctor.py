@@ -48,6 +48,22 @@ def healthy(tmp_path: Path) -> str:
     return interpreter(tmp_path, _HEALTHY.format(python=sys.executable, threads=1))
 
 
+def test_it_reads_control_groups_of_the_first_version(tmp_path: Path, healthy: str) -> None:
+    """Files as in Linux's Documentation/admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst."""
+    root = machine(
+        tmp_path / "root",
+        {
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "1073741824\n",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "1063741824\n",
+        },
+    )
+    facts = examined(root, healthy)
+    assert facts["limits of the control group"].value == "CPU 1.5 cores, memory 1.000 GiB"
+    assert facts["free memory"].value == "9.537 MiB"
+
+
 def test_it_reads_what_linux_tells(tmp_path: Path, healthy: str) -> None:
     root = machine(
         tmp_path / "root",

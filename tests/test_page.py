@@ -97,6 +97,13 @@ def test_a_folder_is_searched_and_json_lines_are_read_instead_of_the_csv_beside_
     assert [path.name for path in found.pictures] == ["picture.PNG"]
 
 
+def test_of_files_with_one_stem_the_fullest_is_read(tmp_path: Path) -> None:
+    """As compare and plot do; at first the rows of both were counted."""
+    written(tmp_path / "a.json", counted("a"))
+    (tmp_path / "a.CSV").write_text("model\nb\n")
+    assert [path.name for path in page.find([tmp_path]).files] == ["a.json"]
+
+
 def test_the_picture_beside_a_file_named_comes_with_it(tmp_path: Path) -> None:
     file = written(tmp_path / "a.json", counted("a"))
     (tmp_path / "a.png").write_bytes(PIXEL)

@@ -111,6 +111,8 @@ def test_files_are_read_back(tmp_path: Path, name: str, content: bytes) -> None:
         ),
         ("a.csv", b"model,macs,macs\na,1,2\n", "two of its columns are called 'macs'"),
         ("a.csv", b'model\n"a', "a.csv, line 2 is not CSV: unexpected end of data"),
+        ("a.csv", b'model\n\n"a\nb"\n"c\nd\n', "a.csv, line 5 is not CSV: unexpected end of data"),
+        ("a.csv", b'model,macs\n"a\nb"\n', "a.csv, line 2 has 1 cells"),
         ("a.csv", b"\xff\xfem\x00", "it is not text in UTF-8, as of line 1, column 1"),
         ("a.csv", b"model,note\nvit,\xe4\n", "it is not text in UTF-8, as of line 2, column 5"),
         (

@@ -158,6 +158,14 @@ RUN = 'title = "t"\n[[run]]\nmodels = "vit_ti16"\n'
         (RUN + '[[threshold]]\nmetric = "macs"\nwithin = "-1%"', ["threshold[0].within: '-1%' is not a part"]),
         (RUN + '[[threshold]]\nmetric = "macs"', ["threshold[0].within: is missing"]),
         (
+            RUN + '[[threshold]]\nmetric = "operators"\nwithin = "5%"',
+            ["threshold[0].metric: operators takes no threshold"],
+        ),
+        (
+            RUN + '[[threshold]]\nmetric = "throughput"\nwithin = "0%"',
+            ["threshold[0]: no two times agree within 0%"],
+        ),
+        (
             RUN + '[[threshold]]\nmodel = "a"',
             ["threshold[0].model: There is no key named 'model'. Did you mean models?"],
         ),

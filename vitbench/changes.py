@@ -128,6 +128,11 @@ class Comparison:
         return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
     @property
+    def compared(self) -> bool:
+        """Whether there is anything that both have."""
+        return any(change.verdict not in ("missing", "new") for change in self.changes)
+
+    @property
     def findings(self) -> tuple[Change, ...]:
         """All changes but the unchanged, worst first."""
         return tuple(change for change in self.changes if change.verdict != "unchanged")
@@ -168,7 +173,6 @@ def exit_code(comparison: Comparison) -> int:
     found = {change.verdict for change in comparison.changes if not change.expected} & comparison.counted
     if found & DIFFERENCES:
         return REGRESSED
-    compared = any(change.verdict not in ("missing", "new") for change in comparison.changes)
-    if not compared or "missing" in found:
+    if not comparison.compared or "missing" in found:
         return NOT_MEASURED
     return CANNOT_TELL if found else FINE

@@ -24,7 +24,7 @@ from vitbench.measure import AUTO, KINDS, Job
 from vitbench.records import EXACT, RunSetting, columns, headings
 from vitbench.results import Line
 from vitbench.running import environment
-from vitbench.suite import Suite
+from vitbench.suite import Suite, Threshold
 from vitbench.sweep import Item
 from vitbench.units import size as size_text
 
@@ -67,7 +67,8 @@ def merge_base(revision: str, folder: Path) -> Revision:
         return Revision(told=f"HEAD and {revision} have no commit in common here: {advice}")
     told = f"Times are compared with {commit[:12]}, where HEAD left {revision}"
     # Files that git does not know cannot be what a suite of that commit measures.
-    changed = bool(environment.git(folder, "status", "--porcelain", "--untracked-files=no"))
+    # Where git cannot tell, there may be changes.
+    changed = environment.git(folder, "status", "--porcelain", "--untracked-files=no") != ""
     here = commit == environment.git(folder, "rev-parse", "HEAD") and not changed
     return Revision(commit=commit, told=f"{told}{'; here are uncommitted changes' if changed else ''}.", here=here)
 
@@ -88,6 +89,8 @@ def plan(suite: Suite) -> tuple[list[Item], list[Job]]:
             item = replace(item, job=replace(job, metrics=untimed))
             counted.setdefault(item.key, item)
         if len(untimed) < len(job.metrics):
+            if "roofline" in job.metrics:
+                raise BadInput(f"{suite.name}: a check compares no rooflines: ask for throughput.")
             if job.request.of_timm:
                 raise BadInput(f"{suite.name}: a check times models by their names: give them in models, not in timm.")
             timed.append(job)
@@ -135,6 +138,7 @@ class Check:
         self._revision = revision
         self._today = today
         self._command = command
+        self._update = update
         self._contests: list[ab.Contest] = []
         self._untimed: list[Change] = []
         self.counted, self.timed = plan(suite)
@@ -161,7 +165,10 @@ class Check:
                 return []
             raise BadInput(f"There is no baseline {baseline}: make it by the same command with --update.")
         try:
-            return compare.load(baseline)
+            rows = results.load(baseline)
+            # A cell that cannot be read is told before anything is measured, too.
+            compare.compare(rows, rows, base_name=self._name, head_name=self._name)
+            return rows
         except BadInput as error:
             # As a merge leaves it that two sides have changed: made anew, whatever stands there.
             if not update:
@@ -220,12 +227,12 @@ class Check:
                     self._waiting = [job for job in self._waiting if job not in of_contest]
 
     def _threshold(self, job: Job) -> float:
-        fitting = [
-            one.within
-            for one in self._suite.thresholds
-            if one.metric == ab.COLUMN and fnmatchcase(job.setting.model, one.models)
-        ]
+        fitting = [one.within for one in self._of_times if fnmatchcase(job.setting.model, one.models)]
         return fitting[-1] if fitting else duel.RULE.threshold
+
+    @property
+    def _of_times(self) -> list[Threshold]:
+        return [one for one in self._suite.thresholds if one.metric == ab.COLUMN]
 
     def comparison(self) -> Comparison:
         """Gives what is known so far, with what is expected marked.
@@ -247,7 +254,7 @@ class Check:
         in_turn, corrected = ab.corrected([change for one in times for change in one.changes])
         changes += in_turn
         marked, notes = self._marked(changes)
-        told = [self._revision.told] if self._revision.commit and self.timed else []
+        told = [] if self._update else self._told_of_times()
         # Said already, in the words of a check.
         known = f"git:{self._revision.commit} is commit"
         told += [note for one in times for note in one.notes if not note.startswith(known)]
@@ -265,6 +272,19 @@ class Check:
             commands=(self._command,) if self._command else (),
         )
 
+    def _told_of_times(self) -> list[str]:
+        """Gives sentences on what was timed against what, and on thresholds for what is not timed."""
+        idle = [
+            f"The threshold {one.metric}:{one.models}={one.within * 100:g}% fits no model that is timed."
+            for one in self._of_times
+            if not any(fnmatchcase(job.setting.model, one.models) for job in self.timed)
+        ]
+        if not self.timed or not self._revision.commit:
+            return idle
+        if self._revision.here:
+            return [*idle, f"Nothing was timed: here is {self._revision.commit[:12]} itself, with no change."]
+        return [*idle, self._revision.told]
+
     def _marked(self, changes: Sequence[Change]) -> tuple[list[Change], list[str]]:
         """Gives the changes with the reasons for which they are expected, and what is to be said of the suite's entries."""
         notes: list[str] = []
@@ -277,7 +297,8 @@ class Check:
             fitting = [index for index, one in enumerate(marked) if one.verdict != "unchanged" and entry.fits(one)]
             for index in fitting:
                 marked[index] = replace(marked[index], expected=marked[index].expected or entry.reason)
-            if not fitting:
+            # What is updated has timed nothing.
+            if not fitting and not (self._update and fnmatchcase(ab.COLUMN, entry.metric)):
                 notes.append(f"{place} fits no change: take it out.")
         return marked, notes
 

@@ -10,11 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from vitbench import results
 from vitbench.changes import Change, Comparison, PartChange, Verdict, ranked
-from vitbench.errors import BadInput, NoRows
+from vitbench.errors import BadInput
 from vitbench.findings import MaxBatch, Measured, Part
 from vitbench.judging import matching, stored
 from vitbench.judging.matching import Column, Entry
@@ -106,40 +105,18 @@ def column_of(metric: str) -> str:
     raise BadInput(f"No column named {metric!r} is judged; those that are: {', '.join(known)}.")
 
 
-def _measure(metric: str) -> str:
-    """Gives the column that a threshold's name stands for; that of a text or of counts by name is the same, or it is not."""
+def measure_of(metric: str) -> str:
+    """Gives the column that a threshold's name stands for.
+
+    Raises:
+        BadInput: there is none, or more than one; or it holds texts or counts by name, which are the same or are not.
+    """
     name = column_of(metric)
     if not any(
         column.measures for columns in matching.declared_columns().values() for column in columns if column.name == name
     ):
         raise BadInput(f"{name} takes no threshold: it has no size that could change by a part.")
     return name
-
-
-def load(path: Path, notes: list[str] | None = None) -> list[Line]:
-    """Gives the rows of a result file, or of every result file of a folder, as `results.found` finds them.
-
-    Args:
-        path: the file, or the folder, whose files that hold something else than rows, such as a package.json, are left out.
-        notes: gets a sentence for each file that was left out.
-
-    Raises:
-        BadInput: there is no such file, or one is damaged; or a folder has none.
-    """
-    lines: list[Line] = []
-    left_out: list[str] = []
-    for file in results.found(path):
-        try:
-            lines += results.read(file)
-        except NoRows as error:
-            if file == path:
-                raise
-            left_out.append(f"Left out: {error}")
-    if not lines:
-        raise NoRows(f"Cannot read {path}: no file of the folder has rows. {left_out[0]}")
-    if notes is not None:
-        notes += left_out
-    return lines
 
 
 def compare(
@@ -153,7 +130,7 @@ def compare(
     """Judges every column of every row of two results.
 
     Args:
-        base: rows as `load` gives them, of any command and of older versions; columns that nobody knows are left alone.
+        base: rows as `results.load` gives them, of any command and of older versions; columns that nobody knows are left alone.
         head: the same, of the other result.
         base_name: what the first is called in notes.
         head_name: what the second is called.
@@ -162,7 +139,7 @@ def compare(
     Raises:
         BadInput: a cell of a column that is judged cannot be read, or a threshold's metric is not known, or takes none.
     """
-    asked = [replace(one, metric=_measure(one.metric)) for one in thresholds]
+    asked = [replace(one, metric=measure_of(one.metric)) for one in thresholds]
     notes: list[str] = []
     sides = matching.side(base, base_name, notes), matching.side(head, head_name, notes)
     judge = _Judge(list(matching.matched(*sides)), names=(base_name, head_name), thresholds=asked)

@@ -160,8 +160,8 @@ def _machine(root: Path, probe: Mapping[str, Any]) -> Iterator[Fact]:
     yield Fact(
         topic="machine", name="cores", value=str(usable) if usable == there else f"{usable} of the machine's {there}"
     )
-    limits = [f"CPU {quota}"] if (quota := _cpu_limit(root)) else []
-    limits += [f"memory {memory(limit)}"] if (limit := _number(root, "sys/fs/cgroup/memory.max")) else []
+    limits = [f"CPU {quota:.3g} cores"] if (quota := environment.cpu_limit(root)) else []
+    limits += [f"memory {memory(limit)}"] if (limit := environment.memory_limit(root)) else []
     yield Fact(topic="machine", name="limits of the control group", value=", ".join(limits) or "none that can be read")
     yield Fact(topic="machine", name="memory", value=memory(psutil.virtual_memory().total))
     yield _instructions(root, probe)
@@ -258,8 +258,8 @@ def _now(root: Path, watch_s: float) -> Iterator[Fact]:
         )
         yield Fact(topic="now", name="throttled", value=f"{held_back} times since the start", advice=advice)
     free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-    if limit := _number(root, "sys/fs/cgroup/memory.max"):
-        free, total = min(free, max(0, limit - _number(root, "sys/fs/cgroup/memory.current"))), min(total, limit)
+    if limit := environment.memory_limit(root):
+        free, total = min(free, max(0, limit - (environment.memory_used(root) or 0))), min(total, limit)
     advice = (
         "Large models will not fit or will be swapped out: end what holds memory." if free < _LOW_MEMORY * total else ""
     )
@@ -315,19 +315,6 @@ def _text(root: Path, path: str) -> str:
     with suppress(OSError, UnicodeDecodeError):
         return (root / path).read_text(encoding="utf-8").strip()
     return ""
-
-
-def _number(root: Path, path: str) -> int:
-    """Gives the number in a file; 0 where there is none, or "max"."""
-    text = _text(root, path)
-    return int(text) if text.isdecimal() else 0
-
-
-def _cpu_limit(root: Path) -> str:
-    quota, _, period = _text(root, "sys/fs/cgroup/cpu.max").partition(" ")
-    if not quota.isdecimal() or not period.isdecimal():
-        return ""
-    return f"{int(quota) / int(period):.3g} cores"
 
 
 def _pressure(root: Path) -> float | None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import permutations
@@ -20,7 +21,7 @@ from vitbench import results
 from vitbench.analyses import ANALYSES
 from vitbench.changes import Comparison
 from vitbench.drawing import offline, pareto, rows
-from vitbench.errors import BadInput
+from vitbench.errors import BadInput, NoRows
 from vitbench.findings import RECORDS
 from vitbench.records import AnalysisSetting, Environment, Machine, RunSetting
 from vitbench.reports import changes_html
@@ -121,7 +122,7 @@ class Found:
 
 
 def find(paths: Sequence[Path]) -> Found:
-    """Finds result files and pictures in files and folders; of results.csv and results.jsonl side by side, the second is read.
+    """Finds result files and pictures in files and folders, the first as `results.found` does.
 
     Raises:
         BadInput: a path is not there, a file named cannot be read, or there is neither a row nor a picture.
@@ -135,24 +136,17 @@ def find(paths: Sequence[Path]) -> Found:
             beside = (path.with_suffix(ending) for ending in _PICTURES)
             pictures.update((picture, None) for picture in beside if picture.is_file())
             continue
-        inside = sorted(one for one in path.rglob("*") if one.is_file() and not _hidden(one.relative_to(path)))
-        pictures.update((one, None) for one in inside if one.suffix.lower() in _PICTURES)
-        for one in inside:
-            if one.suffix not in (".csv", ".json", ".jsonl") or (
-                one.suffix == ".csv" and one.with_suffix(".jsonl") in inside
-            ):
-                continue
-            try:
-                files[one] = results.read(one)
-            except BadInput as error:
-                left_out.append(str(error))
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in _PICTURES and one.is_file())
+        pictures.update((one, None) for one in inside if not results.hidden(one.relative_to(path)))
+        with suppress(NoRows):  # there may be pictures alone
+            for one in results.found(path):
+                try:
+                    files[one] = results.read(one)
+                except BadInput as error:
+                    left_out.append(str(error))
     if not files and not pictures:
         raise BadInput(" ".join(left_out) or f"There are no results in {', '.join(map(str, paths))}.")
     return Found(files=files, pictures=list(pictures), left_out=left_out)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def render(found: Found, *, title: str = "vitbench report", changes: Comparison | None = None) -> str:

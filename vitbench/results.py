@@ -111,34 +111,68 @@ def drop_torn_line(path: Path) -> None:
 
 
 def found(path: Path) -> list[Path]:
-    """Gives the result files of a path: itself, or all of a folder and the folders in it, by name.
+    """Gives the result files of a path: itself, or all of a folder and the folders in it, by name, without hidden ones.
 
     Of files that differ only in their ending, as a sweep's results.jsonl and results.csv, the one that holds most.
 
     Raises:
-        BadInput: the folder has none, or cannot be read.
+        NoRows: the folder has none.
+        BadInput: it cannot be read.
     """
     if not path.is_dir():
         return [path]
     best: dict[Path, Path] = {}
     try:
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in _FULLEST and file.is_file() and not file.name.startswith("."):
+            if file.suffix.lower() in _FULLEST and not hidden(file.relative_to(path)) and file.is_file():
                 other = best.setdefault(file.with_suffix(""), file)
                 if _FULLEST.index(file.suffix.lower()) < _FULLEST.index(other.suffix.lower()):
                     best[file.with_suffix("")] = file
     except OSError as error:
         raise BadInput(f"Cannot read the folder {path}: {error.strerror}.") from error
     if not best:
-        raise BadInput(f"Cannot read {path}: the folder has no file whose name ends in {', '.join(_READERS)}.")
+        raise NoRows(f"Cannot read {path}: the folder has no file whose name ends in {', '.join(_READERS)}.")
     return list(best.values())
+
+
+def hidden(path: Path) -> bool:
+    """Tells whether a file, or a folder that it is in, is hidden."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def load(path: Path, notes: list[str] | None = None) -> list[Line]:
+    """Gives the rows of a result file, or of every result file of a folder, as `found` finds them.
+
+    Args:
+        path: the file, or the folder, whose files that hold something else than rows, such as a package.json, are left out.
+        notes: gets a sentence for each file that was left out.
+
+    Raises:
+        NoRows: the file holds something else than rows, or a folder has none.
+        BadInput: there is no such file, or one is damaged.
+    """
+    lines: list[Line] = []
+    left_out: list[str] = []
+    for file in found(path):
+        try:
+            lines += read(file)
+        except NoRows as error:
+            if file == path:
+                raise
+            left_out.append(f"Left out: {error}")
+    if not lines:
+        raise NoRows(f"Cannot read {path}: no file of the folder has rows. {left_out[0]}")
+    if notes is not None:
+        notes += left_out
+    return lines
 
 
 def read(path: Path) -> list[Line]:
     """Gives the rows of a file that `write` wrote: CSV, JSON (a list of objects) or JSON lines (an object a line).
 
     Raises:
-        BadInput: the file is not there, has no rows or is damaged.
+        NoRows: the file holds something else than rows, or an empty list.
+        BadInput: it is not there, is empty or damaged.
     """
     _reader(path)
     try:
@@ -155,7 +189,8 @@ def parse(path: Path, data: bytes) -> list[Line]:
         data: what is in it.
 
     Raises:
-        BadInput: it has no rows or is damaged.
+        NoRows: it holds something else than rows, or an empty list.
+        BadInput: it is empty or damaged.
     """
     reader = _reader(path)
     try:
@@ -234,15 +269,17 @@ def _read_csv(path: Path, content: str) -> Iterator[Line]:
     lines = csv.reader(StringIO(content, newline=""), strict=True)
     # The numbers of a tile are one cell, and the module's limit of 131072 characters holds some 120 x 120 of them.
     limit = csv.field_size_limit(_LONGEST_CELL)
+    begin = 1  # where the row that is read begins: a quote that is not closed takes all lines that follow
     try:
         header = next(lines)
         if len(set(header)) < len(header):
             twice = next(name for name in header if header.count(name) > 1)
             raise BadInput(f"Cannot read {path}: two of its columns are called {twice!r}.")
+        begin = lines.line_num + 1
         for cells in lines:
+            where, begin = f"{path}, line {begin}", lines.line_num + 1
             if not cells:
                 continue
-            where = f"{path}, line {lines.line_num}"
             if len(cells) != len(header):
                 first = (
                     f"column {len(header) + 1} has no name"
@@ -252,7 +289,7 @@ def _read_csv(path: Path, content: str) -> Iterator[Line]:
                 raise BadInput(f"{where} has {len(cells)} cells, but the header names {len(header)} columns: {first}.")
             yield Line(where, {name: cell or None for name, cell in zip(header, cells, strict=True)})
     except csv.Error as error:
-        raise BadInput(f"{path}, line {lines.line_num} is not CSV: {error}.") from error
+        raise BadInput(f"{path}, line {begin} is not CSV: {error}.") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -261,6 +298,8 @@ def _read_json(path: Path, content: str) -> Iterator[Line]:
     found = _parsed(str(path), content)
     if not isinstance(found, list) or (found and not any(isinstance(item, dict) for item in found)):
         raise NoRows(f"Cannot read {path}: expected a list with an object a row, as commands that measure write it.")
+    if not found:
+        raise NoRows(f"Cannot read {path}: it has no rows.")
     for place, item in enumerate(found, 1):
         yield _object(f"{path}, row {place}", item)
 

@@ -85,6 +85,13 @@ def _columns(name: str) -> str:
     return name if any(sign in name for sign in "*?[") else _column(name)
 
 
+def _measure(name: str) -> str:
+    try:
+        return compare.measure_of(name)
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+
+
 def _share(value: Any) -> float:
     return parse_share(str(value))
 
@@ -185,9 +192,15 @@ class Threshold(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    metric: Annotated[str, AfterValidator(_column)]
+    metric: Annotated[str, AfterValidator(_measure)]
     models: str = "*"
     within: Annotated[float, PlainValidator(_share)]
+
+    @model_validator(mode="after")
+    def _leaves_times_room(self) -> Threshold:
+        if self.metric == ab.COLUMN and not self.within:
+            raise ValueError("no two times agree within 0%: give what may differ, such as 3%")
+        return self
 
 
 class Expected(BaseModel):

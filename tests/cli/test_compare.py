@@ -115,9 +115,11 @@ def test_the_report_says_what_was_left_out_of_a_folder(files: Path) -> None:
     assert compare("folder/changes.json", "folder").exit_code != 0
 
 
-def test_the_report_says_how_it_was_made(files: Path) -> None:
-    done = compare("base.csv", "base.csv", "--threshold", "macs:vit_*=1%")
-    assert "vitbench compare base.csv base.csv --threshold 'macs:vit_*=1%'" in done.stdout
+def test_the_report_says_how_it_was_made(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was typed, with what decides the exit code."""
+    typed = ["base.csv", "base.csv", "--threshold", "macs:vit_*=1%", "--strict"]
+    monkeypatch.setattr("sys.argv", ["vitbench", "compare", *typed])
+    assert "vitbench compare base.csv base.csv --threshold 'macs:vit_*=1%' --strict" in compare(*typed).stdout
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,14 @@ def test_files_become_a_picture_in_the_format_of_its_ending(
     assert output.read_bytes() == first
 
 
+def test_what_has_no_rows_is_left_out_of_a_folder(speed: Path, tmp_path: Path) -> None:
+    """Such as what a check writes beside its rows."""
+    (tmp_path / "changes.json").write_text('{"verdicts": {}}')
+    done = plot("scaling", tmp_path, "-o", tmp_path / "x.png")
+    assert done.exit_code == 0, done.stderr
+    assert f"Left out: Cannot read {tmp_path / 'changes.json'}" in done.stderr
+
+
 def test_json_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "speed.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n")

@@ -80,6 +80,16 @@ def test_ten_annotations_are_all_that_github_shows(number: int) -> None:
     assert (found[-1] == more) == (number > 10)
 
 
+def test_that_nothing_was_compared_is_an_error() -> None:
+    new = replace(CHANGES[0], verdict="new")
+    for number in (0, 1, 500):
+        found = github.annotations(
+            Comparison(base="a", head="b", changes=(new,) * number, counted=counted(fail_on="any"))
+        )
+        assert found[0].startswith("::error title=vitbench::Nothing could be compared from a to b")
+        assert len(found) == min(number + 1, 10)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_name_cannot_give_a_command(text: str) -> None:
     (line,) = github.annotations(hostile(text))
@@ -115,6 +125,11 @@ def test_a_benchmark_has_the_heads_values() -> None:
 def test_a_benchmark_has_one_direction() -> None:
     (entry,) = json.loads(github.benchmark_json(COMPARISON, "higher"))
     assert (entry["value"], entry["unit"]) == (470.5, "1/s")
+
+
+def test_a_benchmark_without_an_entry_is_no_file() -> None:
+    """The action fails on an empty list."""
+    assert github.benchmark_json(replace(COMPARISON, changes=())) == ""
 
 
 def test_a_comment_is_a_summary_too(tmp_path: Path) -> None:

@@ -303,8 +303,13 @@ def test_what_counts_is_a_failure_or_an_error_and_what_does_not_is_neither() -> 
     assert {element.get("type") for element in harsh.iter("error")} == {"missing", "incomparable", "inconclusive"}
 
 
-def test_nothing_compared_is_a_report_without_suites() -> None:
-    assert len(_parsed(junit.render(Comparison(base="a", head="b", changes=())))) == 0
+@pytest.mark.parametrize("changes", [(), (replace(COMPARISON.changes[0], verdict="new"),)])
+def test_nothing_compared_is_an_error(changes: tuple[Change, ...]) -> None:
+    """A pipeline shows a report without a failed case as passed."""
+    root = _parsed(junit.render(Comparison(base="a", head="b", changes=changes)))
+    (error,) = root.findall(".//error")
+    assert "Nothing could be compared from a to b" in error.get("message", "")
+    assert (root.get("errors"), root.get("tests")) == ("1", str(1 + len(changes)))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

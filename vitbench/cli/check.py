@@ -7,7 +7,7 @@ import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitbench.check import Check
 
 _HEAD = "head.json"
+_BENCHMARKS: dict[str, Literal["lower", "higher"]] = {"benchmark.json": "lower", "benchmark_higher.json": "higher"}
 _REPORTS = {"comment.md": "markdown", "junit.xml": "junit", "changes.json": "json", "report.html": "html"}
 
 
@@ -119,11 +120,15 @@ def _make(folder: Path) -> None:
 def _report(found: Comparison, output: Path | None) -> None:
     deliver(found, COMPARISONS.load("table").render, None, terminal=True)
     if output is not None:
-        for name, report in _REPORTS.items():
-            results.write(output / name, COMPARISONS.load(report).render(found))
-        results.write(output / "benchmark.json", github.benchmark_json(found))
-        results.write(output / "benchmark_higher.json", github.benchmark_json(found, "higher"))
-        status(f"Wrote {', '.join(_REPORTS)}, benchmark.json and benchmark_higher.json to {output}.")
+        texts = {name: COMPARISONS.load(report).render(found) for name, report in _REPORTS.items()}
+        texts |= {name: github.benchmark_json(found, better) for name, better in _BENCHMARKS.items()}
+        for name, text in texts.items():
+            if text:
+                results.write(output / name, text)
+            else:
+                # Of an earlier check.
+                (output / name).unlink(missing_ok=True)
+        status(f"Wrote {', '.join(name for name, text in texts.items() if text)} to {output}.")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         github.step_summary(lambda room: str(COMPARISONS.load("markdown").render(found, limit=room)))
         deliver(found, lambda one: "".join(f"{line}\n" for line in github.annotations(one)), None, terminal=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from vitbench import results
 from vitbench.changes import Comparison, counted, exit_code
 from vitbench.cli.options import deliver, status
 from vitbench.reports import COMPARISON_SUFFIXES, COMPARISONS
+from vitbench.running import environment
 
 if TYPE_CHECKING:
     from vitbench.changes import FailOn
@@ -87,14 +87,10 @@ def compare(
         results.check_writable(output)
     thresholds = [verb.parse_threshold(text) for text in threshold or ()]
     notes: list[str] = []
-    sides = verb.load(base, notes), verb.load(head, notes)
+    sides = results.load(base, notes), results.load(head, notes)
     found = verb.compare(*sides, base_name=str(base), head_name=str(head), thresholds=thresholds)
-    asked = [part for text in threshold or () for part in ("--threshold", text)]
-    found = replace(
-        found,
-        notes=(*notes, *found.notes),
-        commands=(shlex.join(["vitbench", "compare", str(base), str(head), *asked]),),
-    )
+    typed = environment.command()
+    found = replace(found, notes=(*notes, *found.notes), commands=(typed,) if typed else ())
     conclude(found, format, output, fail_on=fail_on.value, strict=strict, allow_missing=allow_missing)
 
 

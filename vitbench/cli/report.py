@@ -74,7 +74,10 @@ def plot(
     if not paths and known["rows"].default is inspect.Parameter.empty:
         raise BadInput(f"The chart {chart} needs RESULTS: give a result file or a folder of them.")
     results.check_writable(output)
-    rows = [row for path in paths or [] for file in results.found(path) for row in results.read(file)]
+    notes: list[str] = []
+    rows = [row for path in paths or [] for row in results.load(path, notes)]
+    for left_out in notes:
+        status(left_out)
     with any_sign():
         figure = module.plot(rows, **options)
     results.write(output, rendered(figure, ending))
@@ -118,7 +121,7 @@ def report(
         head = [row for of_file in files.values() for row in of_file]
         head_name = ", ".join(map(str, paths))
         notes: list[str] = []
-        base = compare.load(baseline, notes)
+        base = results.load(baseline, notes)
         changes = compare.compare(base, head, base_name=str(baseline), head_name=head_name)
         changes = replace(changes, notes=(*notes, *changes.notes))
     html = page.render(found, changes=changes)

@@ -373,8 +373,9 @@ def judged(duel: Duel) -> Judgement:
     """Says what a duel found, by its rule's threshold.
 
     A change is regressed or improved where the interval of the first pass lies beyond the threshold, that of the confirmation
-    too, and the base differs from itself by less than half as much; it is suspect otherwise, and where the estimate is beyond
-    the threshold and the interval beyond a third of it. Unchanged is an interval inside the threshold on both sides.
+    does too or is at least suspect, that of both together lies beyond it, and the base differs from itself by less than half as
+    much. It is suspect otherwise, and where the estimate is beyond the threshold and the interval beyond a third of it.
+    Unchanged is an interval inside the threshold on both sides.
     """
     rule, found = duel.rule, duel.estimate
     verdict = _called(duel.first.estimate, rule)

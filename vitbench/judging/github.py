@@ -51,18 +51,21 @@ def step_summary(render: Callable[[int], str], environment: Mapping[str, str] = 
 def annotations(comparison: Comparison) -> list[str]:
     """Gives workflow commands, a line each and ten at most, that annotate the step with what went wrong, worst first.
 
-    What counts against the exit code is an error, what else is doubtful a warning. What is expected is left out.
+    What counts against the exit code is an error, what else is doubtful a warning. What is expected is left out. That nothing
+    could be compared is an error too.
     """
     doubtful = comparison.counted.union(_DOUBTFUL)
     found = [change for change in comparison.changes if change.verdict in doubtful and not change.expected]
     # Stable: of each level the worst come first.
     levelled = [("error" if change.verdict in comparison.counted else "warning", change) for change in found]
     levelled.sort(key=lambda one: one[0])
-    if len(found) <= MOST_ANNOTATIONS:
-        return [_annotation(*one) for one in levelled]
-    told, rest = levelled[: MOST_ANNOTATIONS - 1], levelled[MOST_ANNOTATIONS - 1 :]
+    first = [] if comparison.compared else [_command("error", "vitbench", wording.headline(comparison))]
+    room = MOST_ANNOTATIONS - len(first)
+    if len(found) <= room:
+        return [*first, *(_annotation(*one) for one in levelled)]
+    told, rest = levelled[: room - 1], levelled[room - 1 :]
     more = _command(rest[0][0], "vitbench", f"and {len(rest)} more; the step's summary has them")
-    return [*(_annotation(*one) for one in told), more]
+    return [*first, *(_annotation(*one) for one in told), more]
 
 
 def _annotation(level: str, change: Change) -> str:
@@ -89,8 +92,12 @@ def benchmark_json(comparison: Comparison, better: Literal["lower", "higher"] = 
     Args:
         comparison: its columns that have a direction and a value.
         better: "lower" for the tool customSmallerIsBetter, "higher" for customBiggerIsBetter.
+
+    Returns:
+        The file's text; empty where it would have no entry.
     """
-    return json.dumps([_entry(change) for change in comparison.changes if _drawn(change, better)], indent=2) + "\n"
+    entries = [_entry(change) for change in comparison.changes if _drawn(change, better)]
+    return json.dumps(entries, indent=2) + "\n" if entries else ""
 
 
 def _drawn(change: Change, better: str) -> bool:

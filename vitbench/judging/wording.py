@@ -21,7 +21,7 @@ def headline(comparison: Comparison) -> str:
         for verdict, count in comparison.counts.items()
     }
     first = told.pop("regressed", "")
-    if not any(change.verdict not in ("missing", "new") for change in comparison.changes):
+    if not comparison.compared:
         first = "Nothing could be compared"
     between = f"{first or 'Nothing regressed'} from {_name(comparison.base)} to {_name(comparison.head)}"
     return f"{between}: {', '.join(told.values())}." if told else f"{between}."

@@ -15,7 +15,7 @@ def render(comparison: Comparison) -> str:
 
     Of what does not count improved, new, unchanged and expected are passed, the rest is skipped. GitLab reads the texts of the
     elements, Jenkins their messages, so both hold what is to be said; the name of a case holds all of its setting, since GitLab
-    drops the second case of a name.
+    drops the second case of a name. That nothing could be compared is an error of its own: a run without a case would pass.
     """
     models: dict[str, list[Change]] = {}
     for change in comparison.changes:
@@ -27,6 +27,13 @@ def render(comparison: Comparison) -> str:
         outcomes = Counter(_case(suite, change, comparison.counted) for change in changes)
         suite.attrib |= _told(outcomes) | {"skipped": str(outcomes["skipped"])}
         all_outcomes += outcomes
+    if not comparison.compared:
+        told = xml(wording.headline(comparison))
+        suite = ET.SubElement(root, "testsuite", name="vitbench")
+        case = ET.SubElement(suite, "testcase", classname="vitbench", name="comparison", time="0")
+        ET.SubElement(case, "error", message=told, type="missing").text = told
+        suite.attrib |= _told(Counter(error=1)) | {"skipped": "0"}
+        all_outcomes["error"] += 1
     root.attrib |= _told(all_outcomes)
     ET.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'

@@ -17,8 +17,9 @@ from pathlib import Path
 import vitbench
 from vitbench.records import Environment
 
-# Control groups: version 2 has its files here, version 1 a folder for each kind.
-_GROUPS = Path("/sys/fs/cgroup")
+# Control groups: version 2 has its files in this folder, version 1 a folder for each kind.
+_GROUPS = "sys/fs/cgroup"
+_ROOT = Path("/")
 # Version 1 tells none by the largest number of whole pages.
 _NO_LIMIT = 2**60
 
@@ -52,23 +53,33 @@ def cores() -> int:
     return here if limit is None else min(here, math.ceil(limit))
 
 
-def cpu_limit() -> float | None:
+def cpu_limit(root: Path = _ROOT) -> float | None:
     """Gives the number of processors whose time a container may use, 1.5 for one and a half; None without a limit."""
+    groups = root / _GROUPS
     with suppress(OSError, ValueError):  # no control group of version 2, or no limit: "max"
-        quota, period = (_GROUPS / "cpu.max").read_text(encoding="ascii").split()
+        quota, period = (groups / "cpu.max").read_text(encoding="ascii").split()
         return int(quota) / int(period)
     with suppress(OSError, ValueError):
-        quota, period = ((_GROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
+        quota, period = ((groups / "cpu" / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
         return int(quota) / int(period) if int(quota) > 0 else None  # -1: no limit
     return None
 
 
-def memory_limit() -> int | None:
+def memory_limit(root: Path = _ROOT) -> int | None:
     """Gives the bytes that a container may use; None without a limit."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+    limit = _group_bytes(root, "memory.max", "memory/memory.limit_in_bytes")
+    return limit if limit is not None and limit < _NO_LIMIT else None
+
+
+def memory_used(root: Path = _ROOT) -> int | None:
+    """Gives the bytes that a container uses; None where no control group tells."""
+    return _group_bytes(root, "memory.current", "memory/memory.usage_in_bytes")
+
+
+def _group_bytes(root: Path, *names: str) -> int | None:
+    for name in names:
         with suppress(OSError, ValueError):  # no such control group, or no limit: "max"
-            limit = int((_GROUPS / name).read_text(encoding="ascii"))
-            return limit if limit < _NO_LIMIT else None
+            return int((root / _GROUPS / name).read_text(encoding="ascii"))
     return None
 
 
