@@ -266,6 +266,7 @@ def real(options: argparse.Namespace) -> None:
         "model": options.model,
         "slowdown": options.slowdown,
         "load": options.load,
+        "servers": options.servers,
         "budget_s": options.budget,
     }
     done = sum(all(line[name] == value for name, value in cell.items()) for line in lines)
@@ -273,12 +274,20 @@ def real(options: argparse.Namespace) -> None:
     about = asdict(environment.describe())
     rule = replace(duel.RULE, budget_s=options.budget)
     asked = sides.Options(device="cpu", threads=1, input=(3, SIZE, SIZE))
-    with sides.opened([sides.Spec(), sides.Spec()], say=_say) as (first, second), beside(options.load):
-        a = partial(first.start, f"benchmarks.slowed:{options.model}_0", asked)
-        b = partial(second.start, f"benchmarks.slowed:{options.model}_{twice}", asked)
-        for start in (a, b):
-            start().close()  # imports
+    apart = options.servers == 2
+    with sides.opened([sides.Spec(), sides.Spec()], say=_say, apart=apart) as both, beside(options.load):
+
+        def renew() -> None:
+            for side in both:
+                side.renew()
+            for start in (a, b):
+                start().close()  # imports
+
+        a = partial(both[0].start, f"benchmarks.slowed:{options.model}_0", asked)
+        b = partial(both[1].start, f"benchmarks.slowed:{options.model}_{twice}", asked)
         for number in range(done, options.real):
+            if number == done or apart:
+                renew()
             load = os.getloadavg()[0]
             found = duel.duel(a, b, rule=rule, seed=number)
             judgement = duel.judged(found)
@@ -315,7 +324,7 @@ def _told(one: duel.Pass | None) -> dict[str, Any] | None:
 def table(options: argparse.Namespace) -> None:
     """Prints what the file of real comparisons says as Markdown, and writes it as CSV."""
     source = options.output or Path("results/power.jsonl")
-    names = ("slowdown", "load", "budget_s", "model")
+    names = ("slowdown", "load", "servers", "budget_s", "model")
 
     def cell(line: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(line[name] for name in names)
@@ -362,7 +371,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+    return [{"servers": 1} | json.loads(line) for line in whole.splitlines()]
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -398,6 +407,13 @@ def main() -> None:
     parser.add_argument("--model", choices=("vit", "mixer"), default="vit")
     parser.add_argument("--slowdown", type=float, choices=sorted(SLOWDOWNS), default=0.0)
     parser.add_argument("--load", type=int, default=0, metavar="K", help="busy processes beside it")
+    parser.add_argument(
+        "--servers",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: one a side, anew each time, as code of two places has",
+    )
     parser.add_argument("--budget", type=float, default=duel.RULE.budget_s, metavar="S", help="seconds a comparison")
     parser.add_argument("--pass-ms", type=float, default=5.0, metavar="MS", help="of a simulated pass")
     parser.add_argument("--output", type=Path, metavar="FILE")

@@ -367,7 +367,7 @@ def test_times_are_compared_with_the_revision_and_not_with_the_baseline(
     assert found.counts == {"regressed": 4}
     assert exit_code(found) == 1
     assert found.differences == {"torch": ("2.14", "2.15")}
-    discoveries = "Of 4 comparisons, the false discovery rate is held at 5 % (Benjamini-Hochberg)."
+    discoveries = "Of 4 comparisons of times, the false discovery rate is held at 5% (Benjamini-Hochberg)."
     assert found.notes == (ELSEWHERE.told, "Measured in turn.", discoveries)
     # One contest for all models of a setting and a threshold.
     assert sorted((*ask.models, ask.options.batch_size, ask.rule.threshold) for ask in contests.asked) == [

@@ -221,7 +221,9 @@ def test_times_of_one_machine_are_judged_by_their_samples(scale: float, verdict:
     assert change.high is not None
     assert change.low < 1 / scale < change.high
     assert change.p_value is not None
-    assert any("1 time was tested; the false discovery rate is held at 5%" in note for note in found.notes)
+    assert not any("false discovery" in note for note in found.notes)
+    two = judged([speed(), speed(model="x")], [speed(scale), speed(scale, model="x")])
+    assert "Of 2 comparisons of times, the false discovery rate is held at 5% (Benjamini-Hochberg)." in two.notes
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_many_tests_put_a_lone_discovery_in_doubt(monkeypatch: pytest.MonkeyPatc
     assert only(alone, "throughput_per_s").verdict == "regressed"
     (change, *_) = judged(base, head, "throughput=0%").findings
     assert (change.verdict, change.model) == ("suspect", "m0")
-    assert "among 100 tests" in change.note
+    assert "among 100 comparisons" in change.note
 
 
 def test_thresholds_are_of_a_metric_and_of_models() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from vitbench import catalog
 from vitbench.changes import Change, Comparison, ranked
 from vitbench.errors import BadInput
 from vitbench.findings import Throughput
-from vitbench.judging import duel, pairs, sides
+from vitbench.judging import discoveries, duel, sides
 from vitbench.judging.pairs import Estimate
 from vitbench.records import Environment, RunSetting, headings
 from vitbench.units import parse_share, percent
@@ -147,6 +147,7 @@ class Contest:
                 rule=self._ask.rule,
                 tell=told,
                 always_control=not any(one.found for one in self._matches),  # the first tells how noisy the machine is
+                renew=None if a.shares(b) else functools.partial(_renewed, (a, b), starts.values()),
             )
         except sides.SideFailed as error:
             match.problem = str(error)
@@ -155,13 +156,13 @@ class Contest:
         """Gives what has been measured so far; a model in progress, or not begun, is inconclusive.
 
         Args:
-            alone: whether this is all that a report tells; the false discoveries of several contests are `corrected` together.
+            alone: whether this is all that a report tells; the false discoveries of several contests are corrected together.
         """
         ask = self._ask
         changes = [_change(match, ask.rule) for match in self._matches]
         notes = (*self._code, *_notes(ask.rule, [match for match in self._matches if match.found is not None]))
         if alone:
-            changes, told = corrected(changes)
+            changes, told = discoveries.corrected(changes)
             notes += told
         abouts = next((match.abouts for match in self._matches if len(match.abouts) == 2), {})
         before, after = (_environment(abouts[name]) if abouts else {} for name in ("a", "b"))
@@ -180,25 +181,12 @@ class Contest:
         )
 
 
-def corrected(changes: Sequence[Change]) -> tuple[list[Change], tuple[str, ...]]:
-    """Turns what does not survive among all that a report tells into suspect, and gives a note where it is several.
-
-    The false discovery rate is held at 5 % (Benjamini-Hochberg).
-    """
-    p_values = [one.p_value for one in changes if one.p_value is not None]
-    survives = iter(pairs.discoveries(p_values))
-    found = [
-        one
-        if one.p_value is None or next(survives) or one.verdict not in ("regressed", "improved")
-        else replace(
-            one,
-            verdict="suspect",
-            note="; ".join(filter(None, (f"may be chance among {len(p_values)} comparisons", one.note))),
-        )
-        for one in changes
-    ]
-    note = f"Of {len(p_values)} comparisons, the false discovery rate is held at 5 % (Benjamini-Hochberg)."
-    return found, (note,) if len(p_values) > 1 else ()
+def _renewed(both: Sequence[sides.Side], starts: Iterable[Callable[[], sides.SideWorker]]) -> None:
+    """Starts the servers of both sides anew, side by side, and waits until they have imported all."""
+    for side in both:
+        side.renew()
+    for start in starts:
+        start().close()
 
 
 class _Scaled:

@@ -19,7 +19,7 @@ from vitbench import ab, compare, results, sweep
 from vitbench.changes import Change, Comparison, ranked
 from vitbench.errors import BadInput
 from vitbench.findings import Throughput
-from vitbench.judging import duel, matching, sides, stored
+from vitbench.judging import discoveries, duel, matching, sides, stored
 from vitbench.measure import AUTO, KINDS, Job
 from vitbench.records import EXACT, RunSetting, columns, headings
 from vitbench.results import Line
@@ -251,7 +251,7 @@ class Check:
         times = [contest.comparison(alone=False) for contest in self._contests]
         changes = [*counts.changes, *_failed(self._base, self.rows), *self._untimed]
         changes += [_untimed(job.setting, "not measured: interrupted") for job in self._waiting]
-        in_turn, corrected = ab.corrected([change for one in times for change in one.changes])
+        in_turn, corrected = discoveries.corrected([change for one in times for change in one.changes])
         changes += in_turn
         marked, notes = self._marked(changes)
         told = [] if self._update else self._told_of_times()

@@ -15,7 +15,7 @@ from vitbench import results
 from vitbench.changes import Change, Comparison, PartChange, Verdict, ranked
 from vitbench.errors import BadInput
 from vitbench.findings import MaxBatch, Measured, Part
-from vitbench.judging import matching, stored
+from vitbench.judging import discoveries, matching, stored
 from vitbench.judging.matching import Column, Entry
 from vitbench.records import EXACT, AnalysisSetting, Environment, Machine, Within, headings
 from vitbench.results import Line
@@ -143,18 +143,14 @@ def compare(
     notes: list[str] = []
     sides = matching.side(base, base_name, notes), matching.side(head, head_name, notes)
     judge = _Judge(list(matching.matched(*sides)), names=(base_name, head_name), thresholds=asked)
-    changes, tested = _held(judge.changes)
+    changes, of_chance = discoveries.corrected(judge.changes)
     notes += judge.notes
     notes += [
         f"The threshold {one.metric}:{one.models}={one.relative * 100:g}% fits no value that was compared."
         for one in asked
         if one not in judge.fitted
     ]
-    if tested:
-        notes.append(
-            f"{tested} {'time was' if tested == 1 else 'times were'} tested; the false discovery rate is held at "
-            f"{stored.FALSE_DISCOVERIES:.0%} (Benjamini-Hochberg)."
-        )
+    notes += of_chance
     if all(change.verdict in ("missing", "new") for change in changes):
         notes.append(
             f"Nothing could be compared: {base_name} and {head_name} share no value of a column that is judged."
@@ -399,19 +395,6 @@ def _part_changes(column: str, before: Mapping[str, float], after: Mapping[str, 
         for part in {**before, **after}
         if before.get(part) != after.get(part)
     )
-
-
-def _held(changes: Sequence[Change]) -> tuple[list[Change], int]:
-    """Gives the changes with those verdicts on times in doubt that many tests make likely by chance, and the number of tests."""
-    tested = [place for place, change in enumerate(changes) if change.p_value is not None]
-    held = dict(zip(tested, stored.survivors([changes[place].p_value or 0.0 for place in tested]), strict=True))
-    result = [
-        replace(change, verdict="suspect", note=f"among {len(tested)} tests such a change comes about by chance")
-        if not held.get(place, True) and change.verdict in ("regressed", "improved")
-        else change
-        for place, change in enumerate(changes)
-    ]
-    return result, len(tested)
 
 
 def _environment(lines: Iterable[Line]) -> dict[str, str]:

@@ -118,9 +118,3 @@ def test_more_rounds_follow_the_root() -> None:
     assert pairs.more_rounds(found, 0.02) == 15
     assert pairs.more_rounds(found, 0.0) is None
     assert pairs.more_rounds(pairs.estimate([[0.1]]), 0.03) is None
-
-
-def test_discoveries_are_benjamini_and_hochbergs() -> None:
-    """By hand: sorted, the k-th of five is held against k x 5 % / 5; 0.01 and 0.019 pass, 0.035 > 0.03 does not."""
-    assert pairs.discoveries([0.035, 0.01, 0.5, 0.019, 0.9]) == [False, True, False, True, False]
-    assert pairs.discoveries([]) == []

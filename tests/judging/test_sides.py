@@ -469,13 +469,14 @@ def test_a_server_that_is_killed_is_told(folder: Path) -> None:
     """As the system does where memory runs out."""
     side = sides.Side(sides.Spec(), sides.Place(python=Path(sys.executable), folder=folder), limit_s=120)
     worker = side.start("fought_for_tests:Net", OPTIONS)
-    side._server.kill()
+    server = side._started[-1]
+    server.kill()
     worker.close()
     with pytest.raises(sides.SideFailed, match="runs no worker"):
         side.start("fought_for_tests:Net", OPTIONS)
     children = psutil.Process().children()
     side.close()
-    _, alive = psutil.wait_procs([one for one in children if one.pid == side._server.pid], timeout=10)
+    _, alive = psutil.wait_procs([one for one in children if one.pid == server.pid], timeout=10)
     assert not alive
 
 

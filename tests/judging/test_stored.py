@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vitbench.judging import stored
-from vitbench.judging.stored import settled, survivors, timed
+from vitbench.judging.stored import settled, timed
 from vitbench.records import EXACT, Better, Within
 
 CERTAIN = {"regressed", "improved", "unchanged"}
@@ -276,14 +276,6 @@ def test_a_file_with_fewer_digits_is_allowed_its_rounding() -> None:
 def test_a_ratio_is_a_number_or_none() -> None:
     assert stored.ratio(2, 3) == 1.5
     assert [stored.ratio(*pair) for pair in ((0, 1), (1, 0), (-1, 1), (1e-308, 1e308))] == [None] * 4
-
-
-def test_false_discoveries_are_held_as_benjamini_and_hochberg_do() -> None:
-    """Their own example, of 1995, section 3.2: four of fifteen hold at 5 %."""
-    p_values = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459]
-    p_values += [0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0000]
-    assert survivors(p_values) == [True] * 4 + [False] * 11
-    assert survivors([]) == []
 
 
 @pytest.mark.parametrize(("count", "noise"), [(2, 0.005), (2, 0.03), (5, 0.03), (5, 0.1)])

@@ -1,8 +1,10 @@
 """Instrument: which of two sides is quicker, told by pairs of blocks in turn, in rounds of fresh processes.
 
 Only one worker runs at a time. A pair is a block of runs of each side, in random order; a round is up to 60 pairs, and every
-round has workers of its own, because memory layout and thread placement are drawn anew with each process. Between rounds it is
-asked whether the interval is narrow enough or the budget spent, never whether a difference is significant.
+round has workers of its own, since no two processes of one code are equally quick. Between rounds it is asked whether the
+interval is narrow enough or the budget spent, never whether a difference is significant. Workers that are forked from one process
+have its memory layout in common, and two such processes differ too: sides of one code share one, others have new ones to confirm
+a change, and their interval allows for it.
 """
 
 from __future__ import annotations
@@ -86,6 +88,9 @@ class Rule:
 
 RULE = Rule()
 
+SERVER_SPREAD = 0.004
+"""Standard deviation of ln(b / a) between two processes of one code from which workers are forked."""
+
 Stage = Literal["first", "confirmation", "control"]
 _STAGES: tuple[Stage, ...] = ("first", "confirmation", "control")
 
@@ -139,6 +144,7 @@ class Duel:
         a_median_s, b_median_s: median of the blocks' medians, seconds a run.
         runs: of a block.
         spent_s: that all of it took.
+        spread: what the sides' servers may differ by, as a standard deviation of ln(b / a); 0 where they share one.
     """
 
     rule: Rule
@@ -149,6 +155,7 @@ class Duel:
     b_median_s: float
     runs: int
     spent_s: float
+    spread: float = 0.0
 
     @property
     def rounds(self) -> tuple[tuple[float, ...], ...]:
@@ -158,7 +165,10 @@ class Duel:
     @property
     def estimate(self) -> Estimate:
         """From the rounds of the first pass and of the confirmation: what a report shows."""
-        return pairs.estimate(self.rounds) if self.confirmation else self.first.estimate
+        # Of two draws of the servers.
+        return (
+            pairs.estimate(self.rounds, spread=self.spread / math.sqrt(2)) if self.confirmation else self.first.estimate
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +197,7 @@ def duel(
     seed: int = 0,
     tell: Callable[[Progress], None] = lambda progress: None,
     always_control: bool = False,
+    renew: Callable[[], None] | None = None,
 ) -> Duel:
     """Measures b against a: a first pass; where it finds a change, a second with fresh workers; then a against itself.
 
@@ -198,15 +209,19 @@ def duel(
         seed: of the order within pairs, and of the bootstrap.
         tell: is told of each round.
         always_control: runs the control even where there is no change to be doubted, to tell the machine's noise.
+        renew: starts what workers are forked from anew, where the sides do not share it.
 
     Raises:
         WorkerFailed: a side could not be run.
     """
-    meter = _Meter(rule, clock, seed, tell)
+    spread = SERVER_SPREAD if renew else 0.0
+    meter = _Meter(rule, clock, seed, tell, spread)
     # Half of what the control leaves is kept for a confirmation as long as the first pass.
     first = meter.measure("first", a, b, part=0.5)
     assert first is not None  # one round is measured whatever the budget
     changed = _called(first.estimate, rule) in ("regressed", "improved")
+    if changed and renew:
+        renew()
     return Duel(
         rule=rule,
         first=first,
@@ -216,6 +231,7 @@ def duel(
         b_median_s=statistics.median(meter.b_s),
         runs=meter.runs,
         spent_s=meter.spent_s(),
+        spread=spread,
     )
 
 
@@ -254,8 +270,16 @@ class _Meter:
         runs: of a block; 0 until the first round has told.
     """
 
-    def __init__(self, rule: Rule, clock: Callable[[], float], seed: int, tell: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        clock: Callable[[], float],
+        seed: int,
+        tell: Callable[[Progress], None],
+        spread: float = 0.0,
+    ) -> None:
         self._rule = rule
+        self._spread = spread
         self._clock = clock
         self._seed = seed
         self._tell = tell
@@ -287,7 +311,8 @@ class _Meter:
             begin = self._clock()
             rounds.append(self._round(a, b, random, keeps=stage != "control"))
             self._rounds_s.append(self._clock() - begin)
-            found = pairs.estimate(rounds, seed=self._seed)
+            # The control's workers are all of one server.
+            found = pairs.estimate(rounds, seed=self._seed, spread=0.0 if stage == "control" else self._spread)
             self._tell(
                 Progress(
                     stage=stage,
@@ -311,7 +336,7 @@ class _Meter:
         if rounds < rule.rounds:
             return ends_s <= left_s
         assert found is not None
-        return found.half_width > rule.precision and ends_s <= part * left_s
+        return found.half_width > math.hypot(rule.precision, found.floor) and ends_s <= part * left_s
 
     def _round(self, a: Start, b: Start, random: numpy.random.Generator, *, keeps: bool) -> tuple[float, ...]:
         begin = self._clock()

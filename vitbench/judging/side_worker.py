@@ -84,7 +84,7 @@ def _imported(how: Message) -> Message | None:
         for name in (
             "torch",
             "timm",
-            *(f"vitbench.{name}" for name in ("bench", "build", "device", "passes", "timing")),
+            *(f"vitbench.{name}" for name in ("bench", "build", "running.device", "running.passes", "running.timing")),
         ):
             importlib.import_module(name)
         # Asks git, once for all workers.

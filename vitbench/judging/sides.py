@@ -520,6 +520,14 @@ class SideWorker:
         return f"its process {how}" + (f"; it last said: {said}" if said else "")
 
 
+@dataclass(slots=True, kw_only=True)
+class _Server:
+    """A process that workers are forked from: the line to it, and what it said when it had imported all."""
+
+    control: socket.socket
+    ready: dict[str, Any] = field(default_factory=dict)
+
+
 class Side:
     """One of two sides: the process that starts its workers.
 
@@ -543,33 +551,47 @@ class Side:
         self._limit_s = limit_s
         self._processors = processors
         self._forks = forks
-        self._ready: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._started: list[subprocess.Popen[bytes]] = []
         # Closed by the system when this process ends, however that may be.
         self._lifeline = os.pipe()
         self._log = tempfile.TemporaryFile("a+b", prefix="vitbench-")  # noqa: SIM115  (closed by close())
-        self._control: socket.socket | None = None
-        if forks:
-            self._control, other = socket.socketpair()
+        self._servers: list[_Server] = []
+        self.renew()
+
+    def renew(self) -> None:
+        """Starts the process that workers are forked from anew, and with it what it drew by chance: where its memory lies."""
+        self._end()
+        if self._forks:
+            control, other = socket.socketpair()
             with other:
-                self._server = self._launched(other, other)
+                self._launched(other, other)
+            self._servers.append(_Server(control=control))
 
     def close(self) -> None:
         """Ends all of its processes."""
-        for process in self._started:
-            self._end_all_of(process)
-        if self._control is not None:
-            self._control.close()
+        self._end()
         for end in self._lifeline:
             os.close(end)
         self._log.close()
+
+    def _end(self) -> None:
+        for process in self._started:
+            self._end_all_of(process)
+        self._started.clear()
+        for server in self._servers:
+            server.control.close()
+        self._servers.clear()
 
     def named(self, name: str) -> Side:
         """Gives another side whose workers come from the same process: two servers of one code differ by up to a per cent."""
         other = copy.copy(self)
         other.name = name
         return other
+
+    def shares(self, other: Side) -> bool:
+        """Tells whether another side's workers come from the same process."""
+        return self._servers is other._servers
 
     def start(self, model: str, options: Options) -> SideWorker:
         """Starts a fresh process and builds a model in it.
@@ -582,12 +604,12 @@ class Side:
         return self._forked(request, said) if self._forks else self._launched_alone(request, said)
 
     def _forked(self, request: Mapping[str, Any], said: Callable[[], str]) -> SideWorker:
-        control = self._control
-        assert control is not None
-        if not self._ready:
-            self._ready.update(self._answer(control))
-        if "error" in self._ready:
-            raise SideFailed(self.name, self._ready["error"])
+        server = self._servers[-1]
+        control = server.control
+        if not server.ready:
+            server.ready = self._answer(control)
+        if "error" in server.ready:
+            raise SideFailed(self.name, server.ready["error"])
         own, other = socket.socketpair()
         with own, other:
             with contextlib.suppress(OSError):  # a server that has ended gives no answer
@@ -618,7 +640,7 @@ class Side:
             while not text.endswith(b"\n") and (more := control.recv(4096)):
                 text += more
         if not text.endswith(b"\n"):
-            why = "" if self._ready else ", for which it needs Python 3.11 or later"
+            why = "" if self._servers[-1].ready else ", for which it needs Python 3.11 or later"
             said = self._said(since=0)
             raise SideFailed(
                 self.name, f"{self._place.python} runs no worker{why}" + (f": it said {said}" if said else "")
@@ -726,13 +748,14 @@ def _ended_as_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def opened(specs: Sequence[Spec], *, say: Say, limit_s: float = 600.0) -> Iterator[list[Side]]:
+def opened(specs: Sequence[Spec], *, say: Say, limit_s: float = 600.0, apart: bool = False) -> Iterator[list[Side]]:
     """Gives sides that import while this process goes on; at the end their processes and files are gone, however it comes.
 
     Args:
         specs: what they are.
         say: is told of what takes long.
         limit_s: how long building a model may take, and a block.
+        apart: whether sides of one code have a server each, as those of two have, to learn what that does.
 
     Raises:
         BadInput: a side's code cannot be had.
@@ -744,7 +767,7 @@ def opened(specs: Sequence[Spec], *, say: Say, limit_s: float = 600.0) -> Iterat
         found: list[Side] = []
         for spec in specs:
             place = stack.enter_context(placed(spec, say=say))
-            if place not in sides:
+            if place not in sides or apart:
                 sides[place] = Side(spec, place, limit_s=limit_s, processors=processors)
                 stack.callback(sides[place].close)
             found.append(sides[place].named(spec.text))

@@ -34,8 +34,6 @@ two cores) have a standard deviation of the logarithm of 0.11.
 STORED_THRESHOLD = 0.10
 """Relative change up to which a time is the same as one measured at another time."""
 
-FALSE_DISCOVERIES = 0.05
-"""Part of the certain verdicts on times that may be wrong, on average."""
 
 # Two-sided, 95 %.
 _QUANTILE = 0.975
@@ -137,15 +135,6 @@ def timed(
     else:
         note = f"measure both with --repeats {int(processes.max()) + more}"
     return replace(found, more=more, note=note)
-
-
-def survivors(p_values: Sequence[float]) -> list[bool]:
-    """Tells which of many tests hold when the rate of false discoveries is (Benjamini and Hochberg, 1995)."""
-    if not p_values:
-        return []
-    from scipy import stats  # half a second, which a comparison without times need not wait
-
-    return [bool(p <= FALSE_DISCOVERIES) for p in stats.false_discovery_control(p_values)]
 
 
 def _error(variances: NDArray[Any], processes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
