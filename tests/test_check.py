@@ -15,6 +15,7 @@ import pytest
 from vitbench import ab, changes, check, findings, measure, suite
 from vitbench.changes import Change, Comparison, exit_code
 from vitbench.errors import BadInput
+from vitbench.judging import matching
 from vitbench.records import Machine, Row, RunSetting
 from vitbench.results import Line
 from vitbench.running import environment
@@ -126,6 +127,22 @@ def test_a_baseline_keeps_the_machine_of_what_is_nearly_exact_and_no_command() -
     row = Line("row", setting | {"measured_peak_bytes": 2**20} | about | versions)
     kept = check._kept(row, None, threads=False)
     assert {name for name in kept if name.startswith("environment_")} == {"environment_cpu", *versions}
+
+
+def test_each_column_stays_as_it_was_where_a_setting_has_several_rows() -> None:
+    """As of two runs of one model, one with memory and one with its fingerprint."""
+    about = dict.fromkeys(check._VERSIONS, "1") | {"environment_cpu": "a"}
+    setting = {item.name: item.default for item in fields(RunSetting)} | {"model": "m", "input_shape": [3, 8, 8]}
+
+    def row(cpu: str, **found: Any) -> Line:
+        return Line("row", setting | found | about | {"environment_cpu": cpu})
+
+    before = [row("a", measured_peak_bytes=2**30), row("b", output=[1.0, 2.0])]
+    (old,) = matching.side(before, "", []).values()
+    kept = check._kept(row("c", measured_peak_bytes=2**30 + 5), old, threads=False)
+    assert (kept["measured_peak_bytes"], kept["environment_cpu"]) == (2**30, "a")
+    kept = check._kept(row("c", output=[1.0, 2.0000001]), old, threads=False)
+    assert (kept["output"], kept["environment_cpu"]) == ([1.0, 2.0], "b")
 
 
 def test_a_difference_of_two_baselines_shows_the_columns_that_changed(tmp_path: Path, macs: dict[str, Any]) -> None:

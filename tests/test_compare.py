@@ -160,6 +160,9 @@ def test_a_breakdown_is_one_change_a_column_with_its_parts() -> None:
     ]
     moved = judged(base, [part("", 10), part("blocks.0", 55), part("blocks.1", 35), part("head", 5, "other")])
     assert only(replace(moved, changes=moved.findings), "macs").verdict == "suspect"
+    # A part of an older breakdown that the newest has no more is in no sum.
+    older = part("fc", 7) | {"environment_time": "2026-11-20"}
+    assert judged(base, [older, *base]).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -409,6 +412,16 @@ def test_a_lowered_batch_is_no_regression() -> None:
     assert {change.verdict for change in judged([asked], [lowered]).changes} == {"missing", "new"}
 
 
+def test_a_batch_that_no_longer_has_to_be_lowered_is_not_missing() -> None:
+    """The batch that was asked for runs now, of one input too: its column is left out where it is 1."""
+    for size in (4, 1):
+        out = RUN | {"status": "out_of_memory", "note": "CUDA out of memory"} | ENVIRONMENT
+        lowered = speed(2.0, batch_size=size, status="lowered", note=f"batch 8 ran out of memory; this is {size}")
+        found = judged([out, lowered], [speed()])
+        assert {change.verdict for change in found.changes} == {"new"}
+        assert "Batches that BASE ran in place of those that HEAD runs: 1." in found.notes
+
+
 def test_failures_are_missing_new_or_told() -> None:
     failed = RUN | {"status": "failed", "note": "no such layer"} | ENVIRONMENT
     assert [(one.verdict, one.note) for one in judged([speed()], [failed]).changes] == [
@@ -460,6 +473,29 @@ def test_the_largest_batch_is_of_one_memory() -> None:
     change = only(judged(sweeps[:1], sweeps[1:]), "max_batch")
     assert change.verdict == "incomparable"
     assert "limit_bytes" in change.note
+
+
+def test_what_the_largest_batch_takes_is_judged_of_one_batch() -> None:
+    """A larger one that fits moves the peak nearer to the limit, which is no regression."""
+
+    def largest(batch: int, peak: int) -> dict[str, Any]:
+        row = (
+            RUN
+            | {"batch_size": 1, "batch_size_asked": "max", "max_batch": batch, "max_batch_method": "predicted"}
+            | DONE
+        )
+        return row | {"limit_bytes": 10**9, "peak_bytes": peak, "activations_bytes": peak, "weights_bytes": 5}
+
+    assert verdicts(judged([largest(100, 1000)], [largest(110, 1005)])) == {
+        "max_batch": "improved",
+        "weights_bytes": "unchanged",
+    }
+    assert verdicts(judged([largest(100, 1000)], [largest(100, 1005)])) == {
+        "max_batch": "unchanged",
+        "weights_bytes": "unchanged",
+        "peak_bytes": "regressed",
+        "activations_bytes": "regressed",
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -631,7 +667,7 @@ def test_of_rows_with_one_setting_the_newest_counts_and_a_note_says_so() -> None
     assert again.notes == ("Measured again with other values, of which the newest count: 1 of the rows of BASE.",)
     beside = judged([speed(), flops()], [speed(macs=5000, params=1000, activations=70)])
     assert not beside.findings
-    assert len(beside.notes) == 1  # on the false discovery rate
+    assert not beside.notes
     broke = judged([flops()], [flops(**early), flops(macs=None, status="crashed", note="died", **late)])
     assert verdicts(broke)[""] == "missing"
 

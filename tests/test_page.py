@@ -104,6 +104,15 @@ def test_of_files_with_one_stem_the_fullest_is_read(tmp_path: Path) -> None:
     assert [path.name for path in page.find([tmp_path]).files] == ["a.json"]
 
 
+def test_a_row_keeps_its_own_counts_beside_those_of_another_version(tmp_path: Path) -> None:
+    """At first every row of a model had the counts of the last file."""
+    written(tmp_path / "a.json", counted("a", macs=10))
+    written(tmp_path / "b.json", counted("a", macs=20))
+    written(tmp_path / "c.json", timed("a", per_s=5.0), counted("b", macs=7))
+    points = [point["values"] for point in data(rendered(tmp_path))["points"]]
+    assert sorted(values.get("macs_per_input", 0) for values in points) == [0, 7, 10, 20]
+
+
 def test_the_picture_beside_a_file_named_comes_with_it(tmp_path: Path) -> None:
     file = written(tmp_path / "a.json", counted("a"))
     (tmp_path / "a.png").write_bytes(PIXEL)

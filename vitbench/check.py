@@ -327,7 +327,7 @@ class Check:
         several = len({row["threads"] for row in done}) > 1
         notes: list[str] = []
         pairs = matching.matched(matching.side(self._base, "", notes), matching.side(done, "", notes))
-        old = {id(line): before.lines[-1] for before, after in pairs if before and after for line in after.lines}
+        old = {id(line): before for before, after in pairs if before and after for line in after.lines}
         return _written([_kept(row, old.get(id(row)), threads=several) for row in sorted(done, key=_order)])
 
 
@@ -388,7 +388,7 @@ def _untimed(setting: RunSetting, note: str, *, missing: bool = True) -> Change:
     )
 
 
-def _kept(row: Line, old: Line | None, *, threads: bool) -> dict[str, Any]:
+def _kept(row: Line, old: matching.Entry | None, *, threads: bool) -> dict[str, Any]:
     """Gives the columns of a row that a baseline has, in the order of their records."""
     judged = {column.name: column for found in matching.declared_columns().values() for column in found}
     names = [name for name in row if (name in judged and not judged[name].timed) or name in _BESIDE]
@@ -396,10 +396,12 @@ def _kept(row: Line, old: Line | None, *, threads: bool) -> dict[str, Any]:
     kept |= {name: row[name] for name in names if row[name] is not None}
     near = [name for name in names if name in judged and row[name] is not None and _near(judged[name], row)]
     machine = [name for name in row if name.startswith("environment_") and name not in (*_MOMENTARY, *_VERSIONS)]
-    source: Line = row
-    if old is not None and near and all(_same(judged[name], old, row) for name in near):
-        source = old
-    kept |= {name: source[name] for name in (*near, *(machine if near else ())) if source.get(name) is not None}
+    sources = {name: (old.newest(name) if old else None) or row for name in near}
+    if not all(_same(judged[name], source, row) for name, source in sources.items()):
+        sources = dict.fromkeys(near, row)
+    kept |= {name: source[name] for name, source in sources.items()}
+    about = next(iter(sources.values()), {})
+    kept |= {name: about[name] for name in machine if about.get(name) is not None}
     return kept | {name: row[name] for name in _VERSIONS}
 
 

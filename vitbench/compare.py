@@ -52,6 +52,8 @@ _MACHINE_OF_TIMES = (
 _NEEDED = ("cpu", "cores", "torch", "timm")
 # What is measured of an accelerator's memory depends on which it is; on a CPU it belongs to the pass, as rounding does anywhere.
 _OF_ACCELERATOR = {Measured.__name__: ("device_name",), MaxBatch.__name__: ("device_name", "device_memory_bytes")}
+# What a pass of the largest batch takes: of another batch it is another question.
+_OF_LARGEST_BATCH = ("peak_bytes", "activations_bytes")
 _MOMENTARY = ("time", "clock_mhz")
 _MOST_LISTED = 3
 
@@ -185,6 +187,9 @@ class _Judge:
         sides = [[pair[side] for pair in pairs if pair[side] is not None] for side in (0, 1)]
         # A search for the best batch, which ends where the next is no faster, ends by chance here or there.
         self._searches = [{entry.search for entry in side if entry and entry.search} for side in sides]
+        self._settings = [
+            {frozenset(entry.setting.items()) for entry in side if entry and not entry.failure} for side in sides
+        ]
         # What failed before its input was known is found again by the model's name alone.
         self._shapeless = [
             {entry.setting["model"]: entry.failure for entry in side if entry and not entry.setting["input_shape"]}
@@ -219,6 +224,8 @@ class _Judge:
             self._noted[f"Rows that failed in {self._names[side]} and are not in {self._names[other]}"] += 1
         elif entry.search and entry.search in self._searches[other]:
             self._noted[f"Batches that only {self._names[side]} tried, looking for the best"] += 1
+        elif not side and entry.instead_of in self._settings[other]:
+            self._noted[f"Batches that {self._names[side]} ran in place of those that {self._names[other]} runs"] += 1
         else:
             note = self._shapeless[other].get(entry.setting["model"], "")
             yield _whole(entry, "new" if side else "missing", note)
@@ -232,7 +239,7 @@ class _Judge:
         for column in columns:
             found = before.newest(column.name), after.newest(column.name)
             values = tuple(None if line is None else column.read(line, column.name) for line in found)
-            if values == (None, None):
+            if values == (None, None) or _of_another_batch(column, found):
                 continue
             change = self._blank(column, before, after, found[0] or found[1])
             change = replace(change, before=values[0], after=values[1])
@@ -355,6 +362,14 @@ def _both(before: Entry, after: Entry, column: str) -> tuple[Line, Line]:
     if lines[0] is None or lines[1] is None:
         raise LookupError(column)
     return lines[0], lines[1]
+
+
+def _of_another_batch(column: Column, lines: tuple[Line | None, Line | None]) -> bool:
+    """Tells whether two values are of different largest batches, which are judged themselves."""
+    if column.of != MaxBatch.__name__ or column.name not in _OF_LARGEST_BATCH or None in lines:
+        return False
+    batches = {matching.plain(line, "max_batch") for line in lines if line is not None}
+    return len(batches) > 1
 
 
 def _another_limit(lines: tuple[Line, Line]) -> str:

@@ -304,13 +304,10 @@ def _points(measured: Sequence[Flat]) -> tuple[list[dict[str, Any]], list[str]]:
             except BadInput as error:
                 wrong.append(str(error))
     said = [f"{_counted(len(wrong), 'row')} cannot be drawn. {wrong[0]}"] if wrong else []
-    counted: dict[tuple[str, str], dict[str, float]] = {}
+    per_input: dict[tuple[str, str], set[float]] = {}
     for row in usable:
-        mine = counted.setdefault((results.text(row, "model"), str(_shape(row))), {})
-        if (params := _value(row, "params")) is not None:
-            mine["params"] = params
         if (macs := _value(row, "macs")) is not None:
-            mine["macs_per_input"] = macs / _batch(row)
+            per_input.setdefault((results.text(row, "model"), str(_shape(row))), set()).add(macs / _batch(row))
     # What tells a row from others of its kind: a count has no machine, a measurement has.
     of_kind: dict[tuple[str, ...], list[Flat]] = {}
     for row in usable:
@@ -320,8 +317,14 @@ def _points(measured: Sequence[Flat]) -> tuple[list[dict[str, Any]], list[str]]:
     points: dict[tuple[Any, ...], dict[str, Any]] = {}
     for (row, figure), label in zip(rows.completed(usable), labels, strict=True):
         shape = _shape(row)
+        # Counts are the row's own, or those of others of its model and input where these agree.
         values = {name: value for name in _AXES if (value := _value(row, name)) is not None}
-        values |= counted[results.text(row, "model"), str(shape)] | {"batch_size": _batch(row)}
+        values["batch_size"] = _batch(row)
+        others = per_input.get((results.text(row, "model"), str(shape)), set())
+        if (macs := _value(row, "macs")) is not None:
+            values["macs_per_input"] = macs / _batch(row)
+        elif len(others) == 1:
+            (values["macs_per_input"],) = others
         texts = {name: quantity(name, value) for name, value in values.items()}
         texts["batch_size"] = f"{values['batch_size']:g}"
         if figure:

@@ -36,7 +36,7 @@ from vitbench.metrics import METRICS
 from vitbench.records import Dtype, Mode
 from vitbench.running import timing
 from vitbench.suites import SHIPPED
-from vitbench.units import parse_memory, parse_share
+from vitbench.units import parse_extents, parse_memory, parse_share
 
 
 def _metric(name: str) -> str:
@@ -52,20 +52,22 @@ def _batch(value: Any) -> Any:
 
 
 def _extents(value: Any) -> tuple[int, ...]:
-    parts = str(value).split("x")
-    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
+    try:
+        return parse_extents(str(value))
+    except ValueError:
+        return ()
 
 
 def _size(value: Any) -> tuple[int, int]:
     extents = _extents(value)
-    if len(extents) not in (1, 2) or min(extents) < 1:
+    if len(extents) not in (1, 2):
         raise ValueError(f'{value!r} is not a size such as 384 or "384x512" (height x width)')
     return extents[0], extents[-1]
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     extents = _extents(value)
-    if len(extents) not in (3, 4) or min(extents) < 1:
+    if len(extents) not in (3, 4):
         raise ValueError(f'{value!r} is not an input such as "3x224x224"')
     return extents
 

@@ -57,6 +57,18 @@ def parse_memory(text: str) -> int:
     return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
 
 
+def parse_extents(text: str) -> tuple[int, ...]:
+    """Reads "384", "384x512" or "3x224x224".
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    parts = text.lower().split("x")
+    if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
+        raise ValueError(f"{text!r} is not whole numbers above zero with x between them, such as 224 or 3x224x224")
+    return tuple(map(int, parts))
+
+
 def parse_share(text: str) -> float:
     """Reads a part of a whole: "5%" is 0.05.
 

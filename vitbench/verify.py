@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from vitbench import bench, catalog, published
-from vitbench.findings import Check
+from vitbench.findings import Agreed, Check
 from vitbench.records import Row
-
-Verdict = Literal["agrees", "explained", "differs", "failed"]
 
 
 def questions(names: Sequence[str]) -> list[tuple[catalog.Variant, tuple[int, ...]]]:
@@ -61,7 +58,7 @@ def _check(variant: catalog.Variant, shape: tuple[int, ...], figure: published.F
     )
 
 
-def _verdict(figure: published.Figure, params: int | None, macs: int | None) -> Verdict:
+def _verdict(figure: published.Figure, params: int | None, macs: int | None) -> Agreed:
     if params is None or macs is None:
         # A printed size that no model of that kind can take is a matter of the figure, and its reason says so.
         return "explained" if figure.reason else "failed"

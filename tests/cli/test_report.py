@@ -117,7 +117,8 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(speed: Path, tmp_path:
 
 def test_the_output_and_a_file_are_asked_for(speed: Path, tmp_path: Path) -> None:
     assert "--output" in plot("scaling", speed).stderr
-    assert "needs RESULTS" in plot("scaling", "-o", tmp_path / "x.png").stderr
+    for chart in ("scaling", "tradeoff", "roofline", "latency", "memory"):
+        assert f"The chart {chart} needs RESULTS" in plot(chart, "-o", tmp_path / "x.png").stderr
 
 
 def test_a_folder_is_drawn_and_the_front_is_listed(tmp_path: Path) -> None:

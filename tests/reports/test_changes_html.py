@@ -138,6 +138,7 @@ def test_a_verdict_has_its_colour_and_says_what_was_expected() -> None:
     assert mood() == "bad"  # nothing was compared
     known = replace(WORSE, expected="the head has grown")
     assert mood(change(verdict="new")) == "bad"
+    assert mood(known, change()) == ""
     assert "1 regressed (1 expected) from base.json to head.json." in changes_html.render(comparison(known))
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +32,9 @@ from torch import Tensor, nn
 
 from vitbench.drawing.pictures import COLORS, GREY, SMALL, mosaic, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
-from vitbench.findings import HeadBias
+from vitbench.findings import HeadBias, Scope
 from vitbench.inside.observing import judged
 from vitbench.records import Column, Table
-
-Scope = Literal["window", "grid", "map"]
 
 _TILE_IN = 0.42
 _WIDEST_IN = 9.0

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,11 @@ from torch.nn import functional
 
 from vitbench.drawing.pictures import GREY, SMALL, mosaic, plain, wrapped
 from vitbench.errors import BadInput, NotDefined
-from vitbench.findings import PositionTile
+from vitbench.findings import Axis, PositionTile
 from vitbench.records import Column, Table
 from vitbench.units import size
 
 Grid = tuple[int, int, int]
-Axis = Literal["space", "time"]
 
 _MOST_TILES = 40  # a side; of larger tables every second or third row and column has a tile
 _TILE_PX = 24

@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from vitbench import results
-from vitbench.drawing import labels, rows
+from vitbench.drawing import labels
+from vitbench.drawing import rows as flat
 from vitbench.drawing.axes import Scale, canvas, caption, fill, height_in, legend, set_scale
 from vitbench.drawing.labels import Dot
 from vitbench.drawing.pictures import COLORS, GREY, plain
@@ -70,23 +71,23 @@ class Point:
     whole: bool = False
 
 
-def plot(rows_: Sequence[Mapping[str, Any]]) -> Figure:
+def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws a point a row; of a single row, the blocks too, if it has them: they are in JSON alone.
 
     Args:
-        rows_: flat, as `results.read` gives them, of `vitbench roofline`.
+        rows: flat, as `results.read` gives them, of `vitbench roofline`.
 
     Raises:
         BadInput: no row has a place on a roofline, or a cell cannot be read, or there are too many roofs.
     """
-    good, left_out = rows.with_result(rows_)
+    good, left_out = flat.with_result(rows)
     drawn = [row for row in good if results.number(row, "intensity_flops_per_byte") is not None]
     if not drawn:
         if left_out:
-            raise BadInput(f"There is nothing to draw: {rows.counted(left_out)}.")
+            raise BadInput(f"There is nothing to draw: {flat.counted(left_out)}.")
         raise BadInput("No row has intensity_flops_per_byte, which `vitbench roofline` writes.")
     roofs = _roofs(drawn)
-    conditions = rows.shared(drawn)
+    conditions = flat.shared(drawn)
     sentences = [f"{conditions[:1].upper()}{conditions[1:]}."] if conditions else []
     blocks = _blocks(drawn[0]) if len(drawn) == 1 else []
     if blocks:
@@ -102,7 +103,7 @@ def plot(rows_: Sequence[Mapping[str, Any]]) -> Figure:
     if disturbed:
         sentences.append(f"Other work on the machine disturbed {disturbed} of {len(drawn)} measurements.")
     if left_out:
-        sentences.append(f"Left out: {rows.counted(left_out)}.")
+        sentences.append(f"Left out: {flat.counted(left_out)}.")
     return _drawn(points, roofs, " ".join(sentences))
 
 
@@ -130,7 +131,7 @@ def _roofs(drawn: Sequence[Mapping[str, Any]]) -> list[Roof]:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(rows.CONDITIONS[name](row) for name in _OF_THE_ROOF)
+    return tuple(flat.CONDITIONS[name](row) for name in _OF_THE_ROOF)
 
 
 def _positive(row: Mapping[str, Any], column: str) -> float:
@@ -146,7 +147,7 @@ def _of_models(drawn: Sequence[Mapping[str, Any]], roofs: Sequence[Roof]) -> lis
         _point(
             name, _positive(row, "intensity_flops_per_byte"), _positive(row, "achieved_flops_per_s"), of_key[_key(row)]
         )
-        for row, name in zip(drawn, rows.labels(drawn), strict=True)
+        for row, name in zip(drawn, flat.labels(drawn), strict=True)
     ]
 
 
@@ -188,7 +189,7 @@ def _of_blocks(row: Mapping[str, Any], blocks: Sequence[Block], roof: Roof) -> t
     """Gives the model, its blocks, and a sentence on those that no logarithm shows."""
     whole = sum(block.seconds for block in blocks) or 1.0
     model = _point(
-        rows.model_of(row),
+        flat.model_of(row),
         _positive(row, "intensity_flops_per_byte"),
         _positive(row, "achieved_flops_per_s"),
         roof,

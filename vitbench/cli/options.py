@@ -60,12 +60,10 @@ def parse_size(text: str) -> Extents:
 
 def parse_shape(text: str) -> Extents:
     """Reads "3x224x224"."""
-    parts = text.lower().split("x")
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(
-            f"{text!r} is not whole numbers above zero with x between them, such as 224 or 3x224x224."
-        )
-    return Extents(int(part) for part in parts)
+    try:
+        return Extents(units.parse_extents(text))
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.") from error
 
 
 class Sizes(tuple[Extents, ...]):

@@ -292,6 +292,13 @@ class Entry:
         return str({name: text for name, text in self.setting.items() if name != "batch_size"})
 
     @property
+    def instead_of(self) -> frozenset[tuple[str, str]]:
+        """The setting with the batch that was asked for, where a smaller one was run."""
+        asked = self.setting.get("batch_size_asked", "")
+        setting = {name: text for name, text in self.setting.items() if name != "batch_size_asked"}
+        return frozenset((setting | {"batch_size": asked}).items()) if asked.isdecimal() else frozenset()
+
+    @property
     def counted(self) -> bool:
         """Whether it has nothing but counts, which are the same on any device."""
         columns = declared_columns()[self.name]
@@ -320,9 +327,11 @@ class Entry:
         return self.setting | self.own | ({"threads": self.threads} if several else {})
 
     def counts(self, column: Column) -> dict[str, float]:
-        """Gives the newest value of each part of a breakdown that has one."""
+        """Gives the value of each part of the newest breakdown: one of before may have parts that there are no more."""
         by = self.setting["by"]
-        found = {plain(line, by): column.read(line, column.name) for line in self.lines}
+        newest = results.text(self.lines[-1], "environment_time")
+        of_newest = [line for line in self.lines if results.text(line, "environment_time") == newest]
+        found = {plain(line, by): column.read(line, column.name) for line in of_newest}
         return {part: value for part, value in found.items() if value is not None}
 
 

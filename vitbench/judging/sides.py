@@ -36,7 +36,8 @@ from packaging.utils import canonicalize_name
 from vitbench.errors import BadInput, UnknownName
 from vitbench.judging.duel import WorkerFailed
 from vitbench.records import Dtype, Mode
-from vitbench.units import printable
+from vitbench.running import environment
+from vitbench.units import parse_extents, printable
 
 HERE = "here"
 """The side that is left out: this Python and the current folder."""
@@ -210,10 +211,11 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _extents(text: str, lengths: Sequence[int], expected: str) -> tuple[int, ...]:
-    parts = text.lower().split("x")
-    if len(parts) not in lengths or not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
-        raise ValueError(f"it is {expected}")
-    return tuple(map(int, parts))
+    with contextlib.suppress(ValueError):
+        extents = parse_extents(text)
+        if len(extents) in lengths:
+            return extents
+    raise ValueError(f"it is {expected}")
 
 
 _READ: dict[str, Callable[[str], Any]] = {
@@ -321,16 +323,15 @@ def _is_ours(root: Path) -> bool:
 
 def _git(*arguments: str, failing: str | None) -> str:
     """Runs git in the current folder and gives what it prints; whether it fails matters only where `failing` says what."""
-    # Inside a hook these name another repository's files.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
-    }
     try:
         # Of a session of its own, so that Ctrl-C does not reach what clears up.
         done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, env=environment, start_new_session=True
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment.outside_hooks(),
+            start_new_session=True,
         )
     except OSError as error:
         raise BadInput(f"git cannot be run: {error.strerror}.") from error

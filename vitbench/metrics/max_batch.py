@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import nn
@@ -17,8 +16,6 @@ from vitbench.findings import MaxBatch
 from vitbench.records import RunSetting
 from vitbench.running import passes
 from vitbench.running.device import out_of_memory
-
-Method = Literal["predicted", "measured"]
 
 _ENDLESS = 2**24
 """Inputs; a batch as large as this fits only if the batch takes no memory."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitbench import units
-from vitbench.changes import Change, Comparison
+from vitbench.changes import Change, Comparison, Verdict
 from vitbench.drawing import terminal
 from vitbench.judging import wording
 from vitbench.markup import one_line
@@ -54,8 +54,7 @@ def render(comparison: Comparison, *, width: int | None = None, color: bool = Fa
     def say(text: str, style: str) -> None:
         console.print(Text(one_line(text), style=style), soft_wrap=width is None)
 
-    worst = comparison.changes[0].verdict if comparison.changes else "missing"
-    say(wording.headline(comparison), "bold " + _STYLES.get(worst, ""))
+    say(wording.headline(comparison), "bold " + _STYLES.get(_worst(comparison), ""))
     if different := wording.differences(comparison):
         say(f"Different: {different}.", "yellow")
     rows = _rows(comparison)
@@ -74,6 +73,16 @@ def render(comparison: Comparison, *, width: int | None = None, color: bool = Fa
     for note in comparison.notes:
         say(note, "dim")
     return terminal.text(console)
+
+
+def _worst(comparison: Comparison) -> Verdict:
+    """Gives the verdict whose colour the headline has: the worst that counts, else the worst that nobody expected."""
+    if not comparison.compared:
+        return "missing"
+    unexpected = [change.verdict for change in comparison.changes if not change.expected]
+    counting = [verdict for verdict in unexpected if verdict in comparison.counted]
+    lesser = [verdict for verdict in unexpected if verdict not in ("regressed", "missing")]
+    return next(iter(counting or lesser), "unchanged")
 
 
 def _rows(comparison: Comparison) -> list[dict[str, list[str]]]:

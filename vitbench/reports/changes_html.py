@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import vitbench
-from vitbench.changes import VERDICTS, Change, Comparison
+from vitbench.changes import NOT_MEASURED, REGRESSED, VERDICTS, Change, Comparison, exit_code
 from vitbench.drawing import offline
 from vitbench.judging import wording
 from vitbench.records import AnalysisSetting, RunSetting, headings
@@ -56,8 +56,8 @@ def render(comparison: Comparison) -> str:
 def context(comparison: Comparison) -> Mapping[str, Any]:
     """Gives what the template's `changes` shows of a comparison."""
     counts = comparison.counts
-    bad = counts.keys() & {"regressed", "missing"} or not counts.keys() - {"new"}
-    doubtful = counts.keys() & {"suspect", "incomparable", "inconclusive"}
+    code = exit_code(comparison)
+    doubtful = counts.keys() - {"improved", "new", "unchanged"}
     labels = wording.labels(comparison)
     shared = wording.shared_conditions(comparison)
     kinds = _new_kinds(comparison)
@@ -68,7 +68,7 @@ def context(comparison: Comparison) -> Mapping[str, Any]:
     return {
         "base": comparison.base,
         "verdict": wording.headline(comparison),
-        "mood": "bad" if bad else "" if doubtful else "good",
+        "mood": "bad" if code in (REGRESSED, NOT_MEASURED) else "" if code or doubtful else "good",
         "notes": [*([f"All: {alike}."] if alike else []), *comparison.notes],
         "caption": f"What changed from {comparison.base} to {comparison.head}, worst first",
         "tables": [
@@ -182,15 +182,16 @@ def _strip(change: Change, label: str) -> dict[str, Any] | None:
     ratios = [ratio for ratio, _ in dots]
     # On such an axis nothing lies at zero or below: a band or an interval that reaches there ends where the drawing does.
     drawn = [end for end in (change.low, change.high) if end is not None and 0 < end < math.inf]
-    band = [end for end in (1 - change.threshold, 1 + change.threshold) if 0 < end < math.inf]
-    ends = [*ratios, *drawn, *band, 0.99, 1.01]
+    # In logarithms, in which it is judged, it is as wide to either side.
+    band = (1 / (1 + change.threshold), 1 + change.threshold)
+    ends = [*ratios, *drawn, *(end for end in band if 0 < end < math.inf), 0.99, 1.01]
     low, high = math.log(min(ends)), math.log(max(ends))
 
     def across(ratio: float) -> float:
         inside = math.log(ratio) if 0 < ratio < math.inf else low if ratio <= 0 else high
         return round(_LEFT + _WIDTH * (inside - low) / (high - low), 1)
 
-    left, right = across(1 - change.threshold), across(1 + change.threshold)
+    left, right = map(across, band)
     number = f"{len(ratios)} pairs in {len(change.rounds)} {'round' if len(change.rounds) == 1 else 'rounds'}"
     span = f"from {percent(min(ratios) - 1)} to {percent(max(ratios) - 1)}"
     interval = None

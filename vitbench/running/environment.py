@@ -125,8 +125,19 @@ def git(folder: Path, *arguments: str) -> str | None:
     """Gives what git prints in a folder; None where it fails, or there is no git."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env=outside_hooks(),
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def outside_hooks() -> dict[str, str]:
+    """Gives the environment variables without those by which a hook of git names another repository's files."""
+    of_hooks = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
+    return {name: value for name, value in os.environ.items() if name not in of_hooks}
