@@ -289,7 +289,7 @@ def real(options: argparse.Namespace) -> None:
             if number == done or apart:
                 renew()
             load = os.getloadavg()[0]
-            found = duel.duel(a, b, rule=rule, seed=number)
+            found = duel.duel(a, b, rule=rule, seed=number, renew=renew if apart else None)
             judgement = duel.judged(found)
             line = {
                 **cell,
@@ -364,7 +364,7 @@ def _half_width(line: dict[str, Any]) -> float:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Gives the lines of a file; one that was cut off by a kill is taken away."""
+    """Gives the lines of a file; one that was cut off by a kill is taken away. The first lines do not tell the servers: one."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
