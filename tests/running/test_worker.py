@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +84,22 @@ def test_a_result_that_comes_too_late_for_a_cancelled_future_is_no_traceback(mon
         thread.start()
         thread.join()
     assert told == [ValueError]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no server, and no socket of its own")
+def test_a_folder_for_temporary_files_with_too_long_a_path_is_told(tmp_path: Path) -> None:
+    """The path of a socket has 107 signs at most: unix(7)."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = (
+        "from vitbench.errors import BadInput\nfrom vitbench.running import worker\n"
+        "try:\n    worker.start()\nexcept BadInput as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"set TMPDIR to another folder, with a shorter path, than {folder}" in done.stdout

@@ -15,6 +15,7 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import InvalidStateError
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool, concurrent
+
+from vitbench.errors import BadInput
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -37,6 +40,9 @@ def start() -> Any:
     """Starts the server in the background, where it imports while this process goes on; gives its context.
 
     Never called a second time with effect: there is one server a process.
+
+    Raises:
+        BadInput: the folder for temporary files has no room for the server's socket, or too long a path.
     """
     if not isinstance(threading.excepthook, functools.partial):
         threading.excepthook = functools.partial(_unless_cancelled, threading.excepthook)
@@ -49,6 +55,10 @@ def start() -> Any:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
+    except OSError as error:
+        # The path of a socket has 107 signs at most.
+        advice = f"set TMPDIR to another folder, with a shorter path, than {tempfile.gettempdir()}"
+        raise BadInput(f"Cannot start a process to measure in: {error.strerror or error}; {advice}.") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
