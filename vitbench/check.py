@@ -400,7 +400,7 @@ def _kept(row: Line, old: matching.Entry | None, *, threads: bool) -> dict[str, 
     if not all(_same(judged[name], source, row) for name, source in sources.items()):
         sources = dict.fromkeys(near, row)
     kept |= {name: source[name] for name, source in sources.items()}
-    about = next(iter(sources.values()), {})
+    about: Mapping[str, Any] = next(iter(sources.values()), {})
     kept |= {name: about[name] for name in machine if about.get(name) is not None}
     return kept | {name: row[name] for name in _VERSIONS}
 

@@ -163,11 +163,12 @@ def test_an_option_that_a_chart_does_not_take_is_refused(chart: str, option: str
 
 def test_a_baseline_in_the_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
     """At first its own rows stood on both sides, so that what the other file lacks was unchanged."""
-    row = {"model": "vit_l16", "input_shape": (3, 224, 224), "status": "ok"}
-    for name, rows in {
+    row: dict[str, Any] = {"model": "vit_l16", "input_shape": (3, 224, 224), "status": "ok"}
+    written = {
         "base": [row | {"macs": 100}, row | {"model": "vit_s16", "macs": 10}],
         "head": [row | {"macs": 110}],
-    }.items():
+    }
+    for name, rows in written.items():
         (tmp_path / f"{name}.json").write_text(json_report.render(Table(rows=rows, columns=())))
     page = tmp_path / "page.html"
     done = CliRunner().invoke(
