@@ -431,6 +431,17 @@ def test_without_a_fork_each_worker_imports_for_itself(folder: Path) -> None:
     side.close()
 
 
+def test_a_vitbench_of_another_version_is_told(tmp_path: Path) -> None:
+    """Where it is vitbench itself that two revisions are compared of."""
+    (tmp_path / "vitbench").mkdir()
+    (tmp_path / "vitbench" / "__init__.py").write_text("")
+    place = sides.Place(python=Path(sys.executable), folder=tmp_path, paths=(tmp_path,))
+    side = sides.Side(sides.Spec(), place, limit_s=120)
+    with pytest.raises(sides.SideFailed, match=r"no module 'vitbench\.bench': the vitbench of that side is of another"):
+        side.start("vit_lite_2_4_32", sides.Options())
+    side.close()
+
+
 def test_another_python_needs_no_more_than_torch_and_timm(folder: Path, tmp_path: Path) -> None:
     """An environment without what vitbench needs besides: links to the packages that are here, all but those."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)

@@ -90,7 +90,10 @@ def _imported(how: Message) -> Message | None:
         # Asks git, once for all workers.
         importlib.import_module("vitbench.running.environment").describe()
     except ModuleNotFoundError as error:
-        return {"error": f"{sys.executable} has no module {error.name!r}: a worker needs torch and timm", "kind": ""}
+        needs = "a worker needs torch and timm"
+        if (error.name or "").startswith("vitbench."):
+            needs = "the vitbench of that side is of another version, which this one cannot run"
+        return {"error": f"{sys.executable} has no module {error.name!r}: {needs}", "kind": ""}
     except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         return {"error": f"{sys.executable} cannot import what a worker needs: {why}", "kind": ""}
