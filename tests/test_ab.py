@@ -364,7 +364,7 @@ def test_vitbench_itself_is_measured_at_a_revision_from_its_own_repository(tmp_p
     for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "one")):
         subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
     code = (
-        "from vitbench import sides\n"
+        "from vitbench.judging import sides\n"
         "with sides.opened([sides.parse('git:HEAD')], say=print) as (side,):\n"
         "    worker = side.start('vit_lite_2_4_32', sides.Options(device='cpu', threads=1))\n"
         "    print(len(worker.block(2)))\n"

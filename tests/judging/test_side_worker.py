@@ -95,7 +95,7 @@ def test_it_imports_nothing_that_a_python_with_torch_and_timm_may_lack() -> None
     """Of vitbench's dependencies, only what torch and timm need too, or what is lent."""
     code = (
         "import sys; sys.argv = ['x']\n"
-        "from vitbench import side_worker\n"
+        "from vitbench.judging import side_worker\n"
         "assert side_worker._imported({'paths': [], 'lent': {}}) is None\n"
         "import threading; assert threading.active_count() == 1\n"
         "import torch; assert not torch.cuda.is_initialized()\n"

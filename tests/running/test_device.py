@@ -108,7 +108,10 @@ def test_a_busy_neighbour_is_seen() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the data of a process")
 def test_a_limit_that_the_user_has_set_stands() -> None:
-    code = "import resource\nfrom vitbench import device\ndevice.limit_memory()\nprint(resource.getrlimit(resource.RLIMIT_DATA))"
+    code = (
+        "import resource\nfrom vitbench.running import device\ndevice.limit_memory()\n"
+        "print(resource.getrlimit(resource.RLIMIT_DATA))"
+    )
     command = f"ulimit -d 8000000 && exec {sys.executable} -c '{code}'"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"({8_000_000 * 1024}, {8_000_000 * 1024})"
@@ -141,7 +144,7 @@ def test_errors_of_memory_are_known(error: Exception, expected: bool) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the data of a process")
 def test_allocations_fail_before_the_machine_is_out_of_memory() -> None:
     code = (
-        "import psutil, torch\nfrom vitbench import device\ndevice.limit_memory()\n"
+        "import psutil, torch\nfrom vitbench.running import device\ndevice.limit_memory()\n"
         "try:\n    torch.empty(psutil.virtual_memory().available + 2**28, dtype=torch.uint8)\n"
         "except RuntimeError as error:\n    print(device.out_of_memory(error))\n"
         "print(torch.ones(1000).sum().item())"
