@@ -55,6 +55,13 @@ class FakeSide:
         self.most_blocks = 10**9
         self.error: BaseException = KeyboardInterrupt()
         self.started: list[tuple[str, sides.Options]] = []
+        self.renewed = 0
+
+    def shares(self, other: FakeSide) -> bool:
+        return self.commit == other.commit
+
+    def renew(self) -> None:
+        self.renewed += 1
 
     def start(self, model: str, options: sides.Options) -> FakeWorker:
         self.started.append((model, options))
@@ -164,6 +171,13 @@ def test_what_is_quicker_is_improved_and_what_is_the_same_unchanged(fakes: dict[
     assert "Of 2 comparisons of times, the false discovery rate" in found.comparison().notes[-1]
     assert "false discovery" not in " ".join(found.comparison(alone=False).notes)
     assert exit_code(found.comparison()) == 0
+
+
+def test_two_codes_have_new_servers_to_confirm_and_two_settings_share_one(fakes: dict[str, FakeSide]) -> None:
+    for seconds, a, renewed in ((0.0125, "here", 0), (0.01, "git:main", 0), (0.0125, "git:main", 1)):
+        fakes["b"].seconds = seconds
+        run(contest("vit_b16", a=a))
+        assert (fakes["a"].renewed, fakes["b"].renewed) == (renewed, renewed)
 
 
 def test_batches_of_another_size_are_compared_by_the_input(fakes: dict[str, FakeSide]) -> None:

@@ -265,6 +265,36 @@ def test_the_control_runs_where_there_is_something_to_doubt_or_where_asked() -> 
     assert len(duel.control(bench.start("a"), budget_s=20, clock=bench.clock).rounds) > 5
 
 
+def test_two_servers_are_started_anew_to_confirm_and_allowed_for() -> None:
+    bench, stages = Bench(steady(), steady(0.02)), list[str]()
+
+    def run(b: str, rule: duel.Rule = RULE) -> duel.Duel:
+        stages.clear()
+        return duel.duel(
+            bench.start("a"),
+            bench.start(b),
+            rule=rule,
+            clock=bench.clock,
+            tell=lambda told: stages.append(told.stage),
+            renew=lambda: stages.append("renewed"),
+        )
+
+    found = run("b")
+    assert stages.index("renewed") == RULE.rounds
+    assert stages.count("renewed") == 1
+    floor = 2.17 * duel.SERVER_SPREAD
+    assert found.first.estimate.half_width == pytest.approx(floor, rel=1e-3)
+    # Of two draws of the servers.
+    assert found.estimate.half_width == pytest.approx(floor / math.sqrt(2), rel=1e-3)
+    assert found.control is not None
+    assert found.control.estimate.half_width == pytest.approx(0, abs=1e-9)
+    same = run("a")
+    assert "renewed" not in stages
+    assert same.first.estimate.rounds == RULE.rounds  # the floor does not ask for more
+    # What two servers of one code may differ by is no change, however surely it is there.
+    assert duel.judged(run("a", replace(RULE, threshold=0.005))).verdict == "inconclusive"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_swapping_the_sides_flips_the_verdict(seed: int) -> None:
     """Times here are the sides' own, not the moment's, so that the two runs are the same ones in another order."""

@@ -112,6 +112,25 @@ def test_more_noise_widens_the_interval_and_leaves_the_centre(rounds: list[list[
     assert wider.high >= found.high - 1e-9
 
 
+def test_what_the_rounds_cannot_tell_widens_the_interval() -> None:
+    """Independent errors add by their squares; 2.17 is the normal quantile of 98.5 %."""
+    rounds = normal(8, 20, between=0.01, within=0.001, seed=2)
+    known, more = pairs.estimate(rounds), pairs.estimate(rounds, spread=0.004)
+    assert more.centre == known.centre
+    assert more.floor == pytest.approx(2.17 * 0.004, rel=1e-3)
+    for near, far in ((known.low, more.low), (known.high, more.high)):
+        assert abs(far - known.centre) == pytest.approx(math.hypot(near - known.centre, more.floor))
+    assert more.p_value > known.p_value
+    assert pairs.estimate([[-value for value in one] for one in rounds], spread=0.004).high == -more.low
+
+
+def test_no_number_of_rounds_takes_the_floor_away() -> None:
+    """Of half a width of 5 % rounds tell 4 %, beside 3 %; at 4 % from the limit they may tell 2.65 %: 2.29 times the rounds."""
+    found = pairs.Estimate(centre=0.0, low=-0.05, high=0.05, p_value=0.9, rounds=10, floor=0.03)
+    assert pairs.more_rounds(found, 0.04) == 13
+    assert pairs.more_rounds(found, 0.03) is None
+
+
 def test_more_rounds_follow_the_root() -> None:
     """Half a width of 4 % at 2 % from the limit: four times the rounds, so 15 more than 5."""
     found = pairs.Estimate(centre=0.0, low=-0.04, high=0.04, p_value=0.9, rounds=5)

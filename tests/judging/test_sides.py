@@ -423,6 +423,30 @@ def test_sigterm_is_an_interrupt_while_sides_are_open_and_no_longer() -> None:
     assert not errors
 
 
+def test_a_server_is_started_anew(folder: Path) -> None:
+    side = sides.Side(sides.Spec(), sides.Place(python=Path(sys.executable), folder=folder), limit_s=120)
+    other = side.named("other")
+    assert side.shares(other)
+    (before,) = side._started
+    side.renew()
+    assert before.returncode is not None
+    (after,) = side._started
+    assert after.pid != before.pid
+    # Of both names.
+    for one in (side, other):
+        worker = one.start("fought_for_tests:Printing", OPTIONS)
+        assert len(worker.block(2)) == 2
+        worker.close()
+    side.close()
+
+
+def test_sides_of_one_code_may_have_a_server_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for apart in (False, True):
+        with sides.opened([sides.Spec(), sides.Spec()], say=print, apart=apart) as (a, b):
+            assert a.shares(b) != apart
+
+
 def test_without_a_fork_each_worker_imports_for_itself(folder: Path) -> None:
     side = sides.Side(sides.Spec(), sides.Place(python=Path(sys.executable), folder=folder), limit_s=120, forks=False)
     worker = side.start("fought_for_tests:Printing", OPTIONS)

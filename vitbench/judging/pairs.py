@@ -82,11 +82,14 @@ def estimate(rounds: Rounds, *, seed: int = 0, spread: float = 0.0) -> Estimate:
     # Between two of the draws, not interpolated, so that negated values give exactly the negated interval.
     low = float(numpy.quantile(drawn, (1 - NOMINAL) / 2, method="lower"))
     high = float(numpy.quantile(drawn, (1 + NOMINAL) / 2, method="higher"))
+    low, high = min(low, mean - reach), max(high, mean + reach)
     floor = float(stats.norm.ppf((1 + NOMINAL) / 2)) * spread
+    if floor:
+        low, high = centre - math.hypot(centre - low, floor), centre + math.hypot(high - centre, floor)
     return Estimate(
         centre=centre,
-        low=centre - math.hypot(centre - min(low, mean - reach), floor),
-        high=centre + math.hypot(max(high, mean + reach) - centre, floor),
+        low=low,
+        high=high,
         p_value=_no_change(mean, math.hypot(error, spread), len(centres)),
         rounds=len(rounds),
         floor=floor,
