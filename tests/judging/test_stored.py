@@ -98,12 +98,12 @@ def test_the_readme_says_what_two_sessions_may_differ_by(monkeypatch: pytest.Mon
         sides = [[1.0]] * 50, [[1.0 + shift]] * 50
         return timed(*sides, better="lower", threshold=threshold).verdict
 
-    assert [verdict(shift, stored.STORED_THRESHOLD) for shift in (0.37, 0.38)] == ["suspect", "regressed"]
-    assert [verdict(0.0, threshold) for threshold in (0.24, 0.25)] == ["inconclusive", "unchanged"]
+    assert [verdict(shift, stored.STORED_THRESHOLD) for shift in (0.66, 0.67)] == ["suspect", "regressed"]
+    assert [verdict(0.0, threshold) for threshold in (0.51, 0.52)] == ["inconclusive", "unchanged"]
     readme = " ".join((Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8").split())
     assert f"({SPREAD:.0%} each, one standard deviation)".replace("%", " %") in readme
-    assert "changes below about 37 % are never certain at the threshold of 10 %" in readme
-    assert "nor is a time ever `unchanged` at a threshold below 25 %" in readme
+    assert "changes below about 67 % are never certain at the threshold of 10 %" in readme
+    assert "nor is a time ever `unchanged` at a threshold below 52 %" in readme
 
 
 def test_samples_of_one_process_are_never_independent() -> None:

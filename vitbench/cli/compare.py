@@ -60,7 +60,7 @@ ThresholdOption = Annotated[
         "--threshold",
         metavar="METRIC[:MODELS]=N%",
         help="Relative change up to which a column is unchanged, such as throughput=5% or 'macs:vit_*=1%'; may be repeated, "
-        "the last that fits counts. A time can be called unchanged only from 25% on: two stored results may lie that far apart "
+        "the last that fits counts. A time can be called unchanged only from 52% on: two stored results may lie that far apart "
         "by themselves; below it is regressed, improved, suspect or inconclusive.",
     ),
 ]

@@ -89,7 +89,11 @@ class Rule:
 RULE = Rule()
 
 SERVER_SPREAD = 0.004
-"""Standard deviation of ln(b / a) between two processes of one code from which workers are forked."""
+"""Standard deviation of ln(b / a) between two processes of one code from which workers are forked.
+
+Comparisons of one code with itself lay 0.43 % apart where each side had its own (24 on a quiet machine) and 0.26 % where both
+shared one (57). Now and then two differ by far more, once by 14 %, in every round alike: that is why new ones confirm a change.
+"""
 
 Stage = Literal["first", "confirmation", "control"]
 _STAGES: tuple[Stage, ...] = ("first", "confirmation", "control")
